@@ -1,0 +1,1 @@
+"""Language and speech models on the device you have."""

@@ -1,0 +1,55 @@
+"""What an executor is asked for in one step, and what every executor offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.graph import Graph
+
+BLOCK_TOKENS = 32
+"""Tokens per block of the paged cache; a multiple of 16, the number of lanes of a kernel."""
+
+Int32Array = NDArray[np.int32]
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step: one row per token, of one or several sequences.
+
+    Rows of one sequence stand in rising order of position. Position p of sequence s has its keys and values in
+    cache block ``block_tables[s, p // BLOCK_TOKENS]`` at slot ``p % BLOCK_TOKENS``.
+    """
+
+    tokens: Int32Array  # (rows,)
+    positions: Int32Array  # (rows,)
+    sequences: Int32Array  # (rows,): index into block_tables
+    block_tables: Int32Array  # (sequences, blocks)
+    outputs: Int32Array  # (outputs,): rows whose logits are wanted
+
+
+class Executor(Protocol):
+    """Runs a graph on one kind of machine, together with the cache that the graph needs."""
+
+    graph: Graph
+    max_rows: int
+    block_bytes: int
+
+    def reserve(self, blocks: int) -> None:
+        """Allocate a cache of that many blocks; memory is touched only as it is used."""
+
+    def step(self, batch: Batch) -> Float32Array:
+        """Run all operations; returns logits (outputs, vocabulary), valid until the next step."""
+
+    def copy_block(self, source: int, destination: int) -> None:
+        """Copy one cache block, all layers."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held: weights, cache (reserved), buffers."""
+
+    def close(self) -> None:
+        """Give all memory and threads back."""
