@@ -1,0 +1,8 @@
+"""Finding models by name and fetching them: ``resolve``, ``pull``, ``installed``, ``remove``."""
+
+from __future__ import annotations
+
+from edgellm.hub.resolve import pull, resolve
+from edgellm.hub.store import InstalledModel, installed, remove
+
+__all__ = ["InstalledModel", "installed", "pull", "remove", "resolve"]

