@@ -11,21 +11,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.gguf.bits import fields, half
 from edgellm.gguf.codecs import Bytes, Float32
 
 
-def half(blocks: Bytes, start: int) -> Float32:
-    """The half-precision number at byte ``start`` of every block, as float32 (n, 1)."""
-    return blocks[:, start : start + 2].view("<f2").astype(np.float32)
-
-
-def nibbles(packed: Bytes) -> Bytes:
-    """Low nibbles, then high nibbles, of every row: uint8 (n, k) to (n, 2k)."""
-    count, width = packed.shape
-    values = np.empty((count, 2 * width), np.uint8)
-    np.bitwise_and(packed, 15, out=values[:, :width])
-    np.right_shift(packed, 4, out=values[:, width:])
-    return values
+def _nibbles(packed: Bytes) -> Bytes:
+    return fields(packed, 16, 4)
 
 
 def _fifth_bits(packed: Bytes) -> Bytes:
@@ -39,24 +30,24 @@ def _signed(values: Bytes, offset: int) -> NDArray[np.int8]:
 
 def decode_q4_0(blocks: Bytes, out: Float32) -> None:
     """d: f16, 32 nibbles; d * (q - 8)."""
-    np.multiply(half(blocks, 0), _signed(nibbles(blocks[:, 2:]), 8), out=out)
+    np.multiply(half(blocks, 0), _signed(_nibbles(blocks[:, 2:]), 8), out=out)
 
 
 def decode_q4_1(blocks: Bytes, out: Float32) -> None:
     """d: f16, m: f16, 32 nibbles; d * q + m."""
-    np.multiply(half(blocks, 0), nibbles(blocks[:, 4:]), out=out)
+    np.multiply(half(blocks, 0), _nibbles(blocks[:, 4:]), out=out)
     out += half(blocks, 2)
 
 
 def decode_q5_0(blocks: Bytes, out: Float32) -> None:
     """d: f16, 32 fifth bits, 32 nibbles; d * (q - 16)."""
-    values = nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
+    values = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
     np.multiply(half(blocks, 0), _signed(values, 16), out=out)
 
 
 def decode_q5_1(blocks: Bytes, out: Float32) -> None:
     """d: f16, m: f16, 32 fifth bits, 32 nibbles; d * q + m."""
-    values = nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
+    values = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
     np.multiply(half(blocks, 0), values, out=out)
     out += half(blocks, 2)
 
