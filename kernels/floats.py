@@ -1,0 +1,81 @@
+"""Products of unquantized weights and float32 activations: F32, F16 and BF16, in groups of 16 rows.
+
+The record is that of `edgellm.kernels.matmul`; ``blocks`` counts single columns and the inputs are float32.
+"""
+
+from __future__ import annotations
+
+from edgellm.kernels.matmul import ROW_BLOCK, store_result, store_tile
+from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.simd import (
+    broadcast_float,
+    helper,
+    int64_at,
+    load_bfloats,
+    load_floats,
+    load_halves,
+    multiply_add,
+    prefetch,
+    share,
+    splat_float,
+)
+
+TILE = 4
+
+
+def kernel(name):
+    """The kernel ``output[row, :] = weights @ input[row]`` for one float format."""
+    size = FORMATS[name].code_bytes
+    load = {"f32": load_floats, "f16": load_halves, "bf16": load_bfloats}[name]
+
+    @helper
+    def four_rows(record, weights, columns, x, output, bias):
+        x_stride = int64_at(record + 40)
+        a = b = c = d = splat_float(0.0)
+        for column in range(columns):
+            weight, place = load(weights + column * size), x + 4 * column
+            a = multiply_add(weight, broadcast_float(place), a)
+            b = multiply_add(weight, broadcast_float(place + x_stride), b)
+            c = multiply_add(weight, broadcast_float(place + 2 * x_stride), c)
+            d = multiply_add(weight, broadcast_float(place + 3 * x_stride), d)
+        store_tile((a, b, c, d), output, int64_at(record + 72), bias, int64_at(record + 88))
+
+    @helper
+    def one_row(record, weights, columns, x, output, bias):
+        # Four sums hide the latency of the additions.
+        a = b = c = d = splat_float(0.0)
+        column = 0
+        while column + 4 <= columns:
+            place, start = x + 4 * column, weights + column * size
+            prefetch(start + 2048)
+            a = multiply_add(load(start), broadcast_float(place), a)
+            b = multiply_add(load(start + size), broadcast_float(place + 4), b)
+            c = multiply_add(load(start + 2 * size), broadcast_float(place + 8), c)
+            d = multiply_add(load(start + 3 * size), broadcast_float(place + 12), d)
+            column += 4
+        while column < columns:
+            a = multiply_add(load(weights + column * size), broadcast_float(x + 4 * column), a)
+            column += 1
+        store_result((a + b) + (c + d), output, bias, int64_at(record + 88))
+
+    def matmul(record, thread, threads):
+        rows, groups, columns = int64_at(int64_at(record)), int64_at(record + 16), int64_at(record + 24)
+        x, x_stride = int64_at(record + 32), int64_at(record + 40)
+        first, end = share(groups, thread, threads)
+        for start in range(0, rows, ROW_BLOCK):
+            stop = min(rows, start + ROW_BLOCK)
+            for group in range(first, end):
+                weights = int64_at(record + 8) + group * int64_at(record + 96)
+                output = int64_at(record + 64) + group * 64
+                bias = int64_at(record + 80)
+                if bias:
+                    bias += group * 64
+                row = start
+                while row + TILE <= stop:
+                    four_rows(record, weights, columns, x + row * x_stride, output + row * int64_at(record + 72), bias)
+                    row += TILE
+                while row < stop:
+                    one_row(record, weights, columns, x + row * x_stride, output + row * int64_at(record + 72), bias)
+                    row += 1
+
+    return matmul

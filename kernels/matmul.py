@@ -1,0 +1,412 @@
+"""Products of quantized weights and activations: one kernel per packed weight format.
+
+Weights are packed in groups of 16 rows, one lane a row (`edgellm.kernels.packing` describes every format), and
+activations are quantized once to int8 with a scale per 32 values (`edgellm.kernels.quantize`). A weight is
+``scale * code + offset`` with an unsigned code, so a block of products is
+
+    sum_k weight_k x_k  =  scale * (d * sum_k code_k q_k)  +  offset * (d * sum_k q_k),       x_k = d * q_k
+
+where the first sum is exact integer arithmetic (`dot4`) and the second, the block's sum, comes with the activations.
+Codes are unpacked once for a tile of several activation rows.
+"""
+
+from __future__ import annotations
+
+from numba.core import types
+from numba.extending import intrinsic
+
+from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.simd import (
+    FLOATS,
+    INTS,
+    dot4_ir,
+    helper,
+    int64_at,
+    load_floats,
+    load_halves,
+    load_ints,
+    load_signed_bytes,
+    load_unsigned_bytes,
+    lookup16,
+    multiply_add,
+    prefetch,
+    share,
+    splat_float,
+    splat_int,
+    splat_ir,
+    store_floats,
+    to_floats,
+)
+
+# Record of every kernel here, all int64.
+FIELDS = (
+    "rows",  # address of the number of activation rows
+    "weights",  # address of the first group
+    "groups",  # number of groups of 16 weight rows
+    "blocks",  # number of blocks along a weight row
+    "input",  # address of the int8 codes (float32 for the float formats)
+    "input_stride",  # bytes from one activation row to the next
+    "scales",  # address of the activations' block scales (see quantize.py)
+    "scales_stride",  # bytes
+    "output",  # address of float32 results
+    "output_stride",  # bytes
+    "bias",  # address of float32, or 0
+    "accumulate",  # 1: add to what the output holds
+    "group_bytes",  # from one group of weights to the next
+)
+TILE = 4  # activation rows that share one unpacking of the weights
+ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all weights pass
+PREFETCH = 3072  # bytes ahead
+VALUES_PER_SCALE = 16  # bytes of scales per 32 activations: scale, sum, sum of each half
+
+
+def _load(builder, address, offset, kind, align=4):
+    from llvmlite import ir
+
+    place = builder.add(address, ir.Constant(ir.IntType(64), offset))
+    return builder.load(builder.inttoptr(place, ir.PointerType()), align=align, typ=kind)
+
+
+def _tile_product(rows, chunks, sum_offset):
+    """An instruction: add one block's products to a tile of ``rows`` vectors of results.
+
+    ``chunks`` vectors of codes hold 4 values each of 16 weight rows; ``sum_offset`` is the place of the block's sum
+    among the activation scales. The loop over the tile is unrolled while the instruction is written.
+    """
+    from llvmlite import ir
+
+    tile = types.UniTuple(FLOATS, rows)
+    codes = types.UniTuple(INTS, chunks)
+    floats, ints = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
+
+    def codegen(context, builder, _signature, values):
+        results, weights, scale, offset, inputs, input_stride, scales, scales_stride = values
+        fused = ir.FunctionType(floats, [floats] * 3)
+        multiply_and_add = builder.module.globals.get("llvm.fmuladd.v16f32")
+        if multiply_and_add is None:
+            multiply_and_add = ir.Function(builder.module, fused, "llvm.fmuladd.v16f32")
+        vectors = [builder.extract_value(weights, number) for number in range(chunks)]
+        for row in range(rows):
+            total = ir.Constant(ints, [0] * 16)
+            for number, vector in enumerate(vectors):
+                four = splat_ir(builder, _load(builder, inputs, 4 * number, ir.IntType(32)))
+                total = dot4_ir(builder, total, vector, four)
+            d = splat_ir(builder, _load(builder, scales, 0, ir.FloatType()))
+            block_sum = splat_ir(builder, _load(builder, scales, sum_offset, ir.FloatType()))
+            value = builder.extract_value(results, row)
+            product = builder.fmul(builder.sitofp(total, floats), d)
+            value = builder.call(multiply_and_add, [product, scale, value])
+            value = builder.call(multiply_and_add, [offset, block_sum, value])
+            results = builder.insert_value(results, value, row)
+            inputs = builder.add(inputs, input_stride)
+            scales = builder.add(scales, scales_stride)
+        return results
+
+    @intrinsic
+    def add_products(context, results, weights, scale, offset, inputs, input_stride, scales, scales_stride):
+        parameters = (tile, codes, FLOATS, FLOATS, types.int64, types.int64, types.int64, types.int64)
+        return tile(*parameters), codegen
+
+    return add_products
+
+
+# -- unpacking: one block of a group to vectors of codes, scales and offsets ---------------------------------------
+# A block function adds one block's products to a tile: codes and scales are addresses of the block in the group,
+# x and s those of the activations' codes and scales at the same place.
+
+
+@helper
+def _nibbles(codes):
+    """32 values of 16 rows from 4 vectors: the low halves of the bytes are values 0-15, the high halves 16-31."""
+    low = splat_int(0x0F0F0F0F)
+    four = splat_int(4)
+    a, b, c, d = load_ints(codes), load_ints(codes + 64), load_ints(codes + 128), load_ints(codes + 192)
+    return (
+        a & low, b & low, c & low, d & low,
+        (a >> four) & low, (b >> four) & low, (c >> four) & low, (d >> four) & low,
+    )  # fmt: skip
+
+
+@helper
+def _fifth_bits(bits, codes):
+    """Add bit 4 to eight vectors of codes: byte b, bit j of ``bits`` belongs to value 4 j + b."""
+    mask = splat_int(0x10101010)
+    return (
+        codes[0] | ((bits << splat_int(4)) & mask), codes[1] | ((bits << splat_int(3)) & mask),
+        codes[2] | ((bits << splat_int(2)) & mask), codes[3] | ((bits << splat_int(1)) & mask),
+        codes[4] | (bits & mask), codes[5] | ((bits >> splat_int(1)) & mask),
+        codes[6] | ((bits >> splat_int(2)) & mask), codes[7] | ((bits >> splat_int(3)) & mask),
+    )  # fmt: skip
+
+
+def _blocks_of_32(rows, name):
+    """Formats with one half-precision scale, and perhaps an offset, per 32 values."""
+    add = _tile_product(rows, 8, 4)
+    look_up = lookup16(FORMATS["iq4"].table)
+    unsigned = {"q8": -128.0, "q4": -8.0, "q5": -16.0, "iq4": -128.0}
+
+    if name in ("q4m", "q5m"):
+
+        @helper
+        def offset_of(scale, scales):
+            return load_halves(scales + 32)
+    else:
+        zero = unsigned[name]
+
+        @helper
+        def offset_of(scale, scales):
+            return scale * splat_float(zero)
+
+    if name == "q8":
+
+        @helper
+        def codes_of(codes):
+            return (
+                load_ints(codes), load_ints(codes + 64), load_ints(codes + 128), load_ints(codes + 192),
+                load_ints(codes + 256), load_ints(codes + 320), load_ints(codes + 384), load_ints(codes + 448),
+            )  # fmt: skip
+    elif name in ("q5", "q5m"):
+
+        @helper
+        def codes_of(codes):
+            return _fifth_bits(load_ints(codes + 256), _nibbles(codes))
+    elif name == "iq4":
+
+        @helper
+        def codes_of(codes):
+            n = _nibbles(codes)
+            return (
+                look_up(n[0]), look_up(n[1]), look_up(n[2]), look_up(n[3]),
+                look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
+            )  # fmt: skip
+    else:
+
+        @helper
+        def codes_of(codes):
+            return _nibbles(codes)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride):
+        scale = load_halves(scales)
+        return add(tile, codes_of(codes), scale, offset_of(scale, scales), x, x_stride, s, s_stride)
+
+    return block
+
+
+@helper
+def _low_and_high(codes, shift):
+    """Eight vectors: 32 values that are halves of bytes, the low ones (shift 0) or the high ones (4)."""
+    mask, by = splat_int(0x0F0F0F0F), splat_int(shift)
+    return (
+        (load_ints(codes) >> by) & mask, (load_ints(codes + 64) >> by) & mask,
+        (load_ints(codes + 128) >> by) & mask, (load_ints(codes + 192) >> by) & mask,
+        (load_ints(codes + 256) >> by) & mask, (load_ints(codes + 320) >> by) & mask,
+        (load_ints(codes + 384) >> by) & mask, (load_ints(codes + 448) >> by) & mask,
+    )  # fmt: skip
+
+
+@helper
+def _select_bits(address, shift, mask, left):
+    """Eight vectors of a few bits each: (load >> shift) & mask << left."""
+    by, keep, up = splat_int(shift), splat_int(mask), splat_int(left)
+    return (
+        ((load_ints(address) >> by) & keep) << up, ((load_ints(address + 64) >> by) & keep) << up,
+        ((load_ints(address + 128) >> by) & keep) << up, ((load_ints(address + 192) >> by) & keep) << up,
+        ((load_ints(address + 256) >> by) & keep) << up, ((load_ints(address + 320) >> by) & keep) << up,
+        ((load_ints(address + 384) >> by) & keep) << up, ((load_ints(address + 448) >> by) & keep) << up,
+    )  # fmt: skip
+
+
+@helper
+def _or8(a, b):
+    return (
+        a[0] | b[0], a[1] | b[1], a[2] | b[2], a[3] | b[3], a[4] | b[4], a[5] | b[5], a[6] | b[6], a[7] | b[7]
+    )  # fmt: skip
+
+
+def _four_or_five_bits_by_superblock(rows, name):
+    """Q4_K and Q5_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum."""
+    add = _tile_product(rows, 8, 4)
+    five = name == "k5"
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride):
+        d = load_halves(scales)
+        minimum = load_halves(scales + 32) * splat_float(-1.0)
+        for sub in range(8):
+            scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
+            offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
+            values = _low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
+            if five:
+                values = _or8(values, _select_bits(codes + 2048, sub, 0x01010101, 4))
+            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
+        return tile
+
+    return block
+
+
+def _sixteen_value_scales(rows, name):
+    """Q2_K, Q3_K and Q6_K: 16 sub-blocks of 16 values, each with its scale (Q2_K: and minimum)."""
+    add_low, add_high = _tile_product(rows, 4, 8), _tile_product(rows, 4, 12)
+    two, three = name == "k2", name == "k3"
+
+    @helper
+    def values_of(codes, half, part):
+        # Values 128 half + 32 part + (0..31).
+        if two:
+            return _select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
+        if three:
+            low = _select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
+            return _or8(low, _select_bits(codes + 1024, 4 * half + part, 0x01010101, 2))
+        low = _low_and_high(codes + 1024 * half + 512 * (part & 1), (part >> 1) * 4)
+        return _or8(low, _select_bits(codes + 2048 + 512 * half, 2 * part, 0x03030303, 4))
+
+    @helper
+    def scale_and_offset(d, minimum, address):
+        if two:
+            both = load_unsigned_bytes(address)
+            return d * to_floats(both & splat_int(15)), minimum * to_floats(both >> splat_int(4))
+        scale = d * to_floats(load_signed_bytes(address))
+        return scale, scale * splat_float(-4.0 if three else -32.0)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride):
+        d = load_halves(scales)
+        minimum = load_halves(scales + 32) * splat_float(-1.0)
+        for sub in range(8):
+            v = values_of(codes, sub >> 2, sub & 3)
+            scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub)
+            x_sub, s_sub = x + 32 * sub, s + 16 * sub
+            tile = add_low(tile, (v[0], v[1], v[2], v[3]), scale, offset, x_sub, x_stride, s_sub, s_stride)
+            scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub + 16)
+            tile = add_high(tile, (v[4], v[5], v[6], v[7]), scale, offset, x_sub + 16, x_stride, s_sub, s_stride)
+        return tile
+
+    return block
+
+
+def _table_by_superblock(rows, name):
+    """IQ4_XS: 8 sub-blocks of 32 table entries, each with a 6-bit scale (stored as a signed byte)."""
+    add = _tile_product(rows, 8, 4)
+    look_up = lookup16(FORMATS["iq4"].table)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride):
+        d = load_halves(scales)
+        for sub in range(8):
+            scale = d * to_floats(load_signed_bytes(scales + 32 + 16 * sub))
+            n = _nibbles(codes + 256 * sub)
+            values = (
+                look_up(n[0]), look_up(n[1]), look_up(n[2]), look_up(n[3]),
+                look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
+            )  # fmt: skip
+            offset = scale * splat_float(-128.0)
+            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
+        return tile
+
+    return block
+
+
+def _ternary(rows, name):
+    """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values."""
+    add = _tile_product(rows, 8, 4)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride):
+        scale = load_halves(scales)
+        offset = scale * splat_float(-1.0)
+        for sub in range(8):
+            values = _select_bits(codes + 512 * (sub >> 2), 2 * (sub & 3), 0x03030303, 0)
+            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
+        return tile
+
+    return block
+
+
+_BLOCKS = {
+    "q8": _blocks_of_32, "q4": _blocks_of_32, "q4m": _blocks_of_32, "q5": _blocks_of_32, "q5m": _blocks_of_32,
+    "iq4": _blocks_of_32, "k4": _four_or_five_bits_by_superblock, "k5": _four_or_five_bits_by_superblock,
+    "k2": _sixteen_value_scales, "k3": _sixteen_value_scales, "k6": _sixteen_value_scales,
+    "iq4x": _table_by_superblock, "t2": _ternary,
+}  # fmt: skip
+
+
+@helper
+def store_result(value, place, bias, accumulate):
+    """Write 16 results, adding bias and what was there if asked."""
+    if bias:
+        value = value + load_floats(bias)
+    if accumulate:
+        value = value + load_floats(place)
+    store_floats(place, value)
+
+
+@helper
+def store_tile(tile, output, stride, bias, accumulate):
+    """Write the results of TILE rows."""
+    store_result(tile[0], output, bias, accumulate)
+    store_result(tile[1], output + stride, bias, accumulate)
+    store_result(tile[2], output + 2 * stride, bias, accumulate)
+    store_result(tile[3], output + 3 * stride, bias, accumulate)
+
+
+def kernel(name):
+    """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
+    layout = FORMATS[name]
+    code_bytes, scale_bytes = layout.code_bytes, layout.scale_bytes
+    input_bytes, activation_scale_bytes = layout.values, layout.values // 32 * VALUES_PER_SCALE
+    many, one = _BLOCKS[name](TILE, name), _BLOCKS[name](1, name)
+
+    @helper
+    def group_by_tile(record, weights, blocks, x, s, output, bias):
+        x_stride, s_stride = int64_at(record + 40), int64_at(record + 56)
+        zero = splat_float(0.0)
+        tile = (zero, zero, zero, zero)
+        scales = weights + blocks * code_bytes
+        for block in range(blocks):
+            tile = many(
+                tile, weights + block * code_bytes, scales + block * scale_bytes,
+                x + block * input_bytes, x_stride, s + block * activation_scale_bytes, s_stride,
+            )  # fmt: skip
+        store_tile(tile, output, int64_at(record + 72), bias, int64_at(record + 88))
+
+    @helper
+    def group_by_row(record, weights, blocks, x, s, output, bias):
+        tile = (splat_float(0.0),)
+        scales = weights + blocks * code_bytes
+        for block in range(blocks):
+            codes = weights + block * code_bytes
+            for line in range(0, code_bytes, 64):
+                prefetch(codes + PREFETCH + line)
+            tile = one(
+                tile, codes, scales + block * scale_bytes, x + block * input_bytes, 0,
+                s + block * activation_scale_bytes, 0,
+            )  # fmt: skip
+        store_result(tile[0], output, bias, int64_at(record + 88))
+
+    def matmul(record, thread, threads):
+        rows, groups, blocks = int64_at(int64_at(record)), int64_at(record + 16), int64_at(record + 24)
+        x, x_stride, s, s_stride = (
+            int64_at(record + 32), int64_at(record + 40), int64_at(record + 48), int64_at(record + 56)
+        )  # fmt: skip
+        group_bytes = int64_at(record + 96)
+        first, end = share(groups, thread, threads)
+        for start in range(0, rows, ROW_BLOCK):
+            stop = min(rows, start + ROW_BLOCK)
+            for group in range(first, end):
+                weights = int64_at(record + 8) + group * group_bytes
+                output = int64_at(record + 64) + group * 64
+                bias = int64_at(record + 80)
+                if bias:
+                    bias += group * 64
+                row = start
+                while row + TILE <= stop:
+                    place = output + row * int64_at(record + 72)
+                    group_by_tile(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)
+                    row += TILE
+                while row < stop:
+                    place = output + row * int64_at(record + 72)
+                    group_by_row(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)
+                    row += 1
+
+    return matmul

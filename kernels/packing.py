@@ -1,0 +1,331 @@
+"""How weights lie in memory for the kernels: rows in groups of 16, one SIMD lane a row.
+
+A group holds first the codes of all blocks, then the scales of all blocks:
+
+- codes: vectors of 64 bytes; lane r (4 bytes) of a vector has four neighbouring bytes of row r's code section. The
+  bytes are those of the file, so unpacking a vector gives the same four values of 16 rows.
+- scales: for each scale of a block, 16 lanes of half precision or of bytes.
+
+Rows beyond the last are zero. Nothing is rounded: what a packed weight means is bit for bit what the file says, but
+for the types in `CONVERSIONS`, which no kernel reads and which become Q8_0 or F32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+LANES = 16
+
+
+@dataclass(frozen=True)
+class Format:
+    """A packed layout; sizes are per block of ``values`` values of 16 rows."""
+
+    name: str
+    values: int
+    code_bytes: int
+    scale_bytes: int
+    table: tuple[int, ...] = ()
+
+    def group_bytes(self, blocks: int) -> int:
+        """Bytes of a group of 16 rows, a multiple of 64 so that vectors do not straddle cache lines."""
+        return blocks * self.code_bytes + -(-blocks * self.scale_bytes // 64) * 64
+
+
+# The non-linear 4-bit codes of IQ4_NL and IQ4_XS, plus 128 to make them unsigned.
+_IQ4_TABLE = tuple(
+    value + 128 for value in (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+)
+
+FORMATS: Mapping[str, Format] = {
+    layout.name: layout
+    for layout in (
+        Format("q8", 32, 512, 32),
+        Format("q4", 32, 256, 32),
+        Format("q4m", 32, 256, 64),
+        Format("q5", 32, 320, 32),
+        Format("q5m", 32, 320, 64),
+        Format("iq4", 32, 256, 32, _IQ4_TABLE),
+        Format("k2", 256, 1024, 320),
+        Format("k3", 256, 1536, 320),
+        Format("k4", 256, 2048, 320),
+        Format("k5", 256, 2560, 320),
+        Format("k6", 256, 3072, 320),
+        Format("iq4x", 256, 2048, 160, _IQ4_TABLE),
+        Format("t2", 256, 1024, 32),
+        Format("f32", 1, 64, 0),
+        Format("f16", 1, 32, 0),
+        Format("bf16", 1, 32, 0),
+    )
+}
+FLOAT_FORMATS = frozenset({"f32", "f16", "bf16"})
+
+
+@dataclass(frozen=True)
+class Section:
+    """Bytes of a file's block that are interleaved as they are: ``count`` elements of ``size`` bytes.
+
+    ``to_scales`` says whether they go to the block's scales or to its codes, ``target`` where there. ``flip`` is
+    exclusive-ored to every four bytes.
+    """
+
+    source: int
+    count: int
+    target: int
+    size: int = 4
+    to_scales: bool = False
+    flip: int = 0
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Small scales that are unpacked on the way: ``unpack(blocks (n, block bytes)) -> (n, count) bytes``."""
+
+    unpack: Callable[[Bytes], Bytes]
+    target: int
+    to_scales: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a tensor type of the file becomes a packed format."""
+
+    format: str
+    block_bytes: int
+    sections: tuple[Section, ...]
+    scales: tuple[Scales, ...] = ()
+
+
+def _half(source: int, target: int) -> Section:
+    return Section(source, 1, target, size=2, to_scales=True)
+
+
+def _k4_scales(blocks: Bytes) -> Bytes:
+    """Eight 6-bit scales and eight 6-bit minimums in 12 bytes -> (n, 16): the upper two bits of the last four of each
+    lie in the upper bits of the first eight bytes."""
+    packed = blocks[:, 4:16]
+    low, high, mixed = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate([low & 63, (mixed & 15) | ((low >> 6) << 4)], axis=1)
+    minimums = np.concatenate([high & 63, (mixed >> 4) | ((high >> 6) << 4)], axis=1)
+    return np.concatenate([scales, minimums], axis=1)
+
+
+def _k3_scales(blocks: Bytes) -> Bytes:
+    """Sixteen 6-bit scales in 12 bytes, minus 32 -> (n, 16) signed bytes."""
+    packed = blocks[:, 96:108]
+    low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
+    shifts = np.repeat(np.array([0, 2, 4, 6], np.uint8), 4)
+    high = (np.tile(packed[:, 8:12], (1, 4)) >> shifts) & 3
+    return (low | (high << 4)) - np.uint8(32)
+
+
+def _iq4_xs_scales(blocks: Bytes) -> Bytes:
+    """Eight 6-bit scales, 4 bits in bytes 4-7 and 2 bits in bytes 2-3, minus 32 -> (n, 8) signed bytes."""
+    low = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+    shifts = np.array([0, 2, 4, 6], np.uint8)
+    high = np.concatenate([(blocks[:, 2:3] >> shifts) & 3, (blocks[:, 3:4] >> shifts) & 3], axis=1)
+    return (low | (high << 4)) - np.uint8(32)
+
+
+def _fifth_bits(first: int) -> Callable[[Bytes], Bytes]:
+    """The 32 fifth bits (one integer, bit k for value k) -> 4 bytes, bit j of byte b for value 4 j + b."""
+
+    def unpack(blocks: Bytes) -> Bytes:
+        bits = np.unpackbits(blocks[:, first : first + 4], axis=1, bitorder="little").reshape(-1, 8, 4)
+        return np.packbits(bits.transpose(0, 2, 1), axis=2, bitorder="little").reshape(-1, 4)
+
+    return unpack
+
+
+_FIFTH = 256  # where the fifth bits lie among the codes of q5 and q5m
+RECIPES: Mapping[str, Recipe] = {
+    "F32": Recipe("f32", 4, (Section(0, 1, 0),)),
+    "F16": Recipe("f16", 2, (Section(0, 1, 0, size=2),)),
+    "BF16": Recipe("bf16", 2, (Section(0, 1, 0, size=2),)),
+    "Q8_0": Recipe("q8", 34, (Section(2, 8, 0, flip=0x80808080), _half(0, 0))),
+    "Q4_0": Recipe("q4", 18, (Section(2, 4, 0), _half(0, 0))),
+    "Q4_1": Recipe("q4m", 20, (Section(4, 4, 0), _half(0, 0), _half(2, 32))),
+    "Q5_0": Recipe("q5", 22, (Section(6, 4, 0), _half(0, 0)), (Scales(_fifth_bits(2), _FIFTH, to_scales=False),)),
+    "Q5_1": Recipe(
+        "q5m", 24, (Section(8, 4, 0), _half(0, 0), _half(2, 32)), (Scales(_fifth_bits(4), _FIFTH, to_scales=False),)
+    ),
+    "IQ4_NL": Recipe("iq4", 18, (Section(2, 4, 0), _half(0, 0))),
+    "Q2_K": Recipe("k2", 84, (Section(16, 16, 0), _half(80, 0), _half(82, 32)), (Scales(lambda b: b[:, :16], 64),)),
+    "Q3_K": Recipe("k3", 110, (Section(32, 16, 0), Section(0, 8, 1024), _half(108, 0)), (Scales(_k3_scales, 64),)),
+    "Q4_K": Recipe("k4", 144, (Section(16, 32, 0), _half(0, 0), _half(2, 32)), (Scales(_k4_scales, 64),)),
+    "Q5_K": Recipe(
+        "k5", 176, (Section(48, 32, 0), Section(16, 8, 2048), _half(0, 0), _half(2, 32)), (Scales(_k4_scales, 64),)
+    ),
+    "Q6_K": Recipe(
+        "k6", 210, (Section(0, 32, 0), Section(128, 16, 2048), _half(208, 0)), (Scales(lambda b: b[:, 192:208], 64),)
+    ),
+    "IQ4_XS": Recipe("iq4x", 136, (Section(8, 32, 0), _half(0, 0)), (Scales(_iq4_xs_scales, 32),)),
+    "TQ2_0": Recipe("t2", 66, (Section(0, 16, 0), _half(64, 0))),
+}
+
+
+def ternary_to_two_bits(raw: Bytes) -> Bytes:
+    """TQ1_0 blocks (rows, blocks * 54) as TQ2_0 blocks (rows, blocks * 66): the same values, two bits each.
+
+    A byte b holds base-3 digits as a fixed-point fraction b / 256: digit n is the whole part of 3 * (b * 3^n mod 256)
+    / 256. Unpacking that in the inner loop costs more than the bandwidth it saves.
+    """
+    rows = raw.shape[0]
+    blocks = raw.reshape(-1, 54)
+    powers = np.array([1, 3, 9, 27, 81], np.uint8).reshape(1, -1, 1)
+
+    def digits(part: Bytes, count: int) -> Bytes:
+        scaled = (part[:, None, :] * powers[:, :count]).astype(np.uint16) * 3
+        return (scaled >> 8).astype(np.uint8).reshape(len(part), -1)
+
+    codes = np.concatenate(
+        [digits(blocks[:, :32], 5), digits(blocks[:, 32:48], 5), digits(blocks[:, 48:52], 4)], axis=1
+    )
+    quarters = codes.reshape(-1, 2, 4, 32)  # (block, half, position of the two bits, byte)
+    packed = quarters[:, :, 0] | (quarters[:, :, 1] << 2) | (quarters[:, :, 2] << 4) | (quarters[:, :, 3] << 6)
+    return np.concatenate([packed.reshape(-1, 64), blocks[:, 52:54]], axis=1).reshape(rows, -1)
+
+
+# Types that no kernel reads: the integer codes, up to the largest, of which their values are multiples. With the right
+# one Q8_0 holds them exactly but for the rounding of its half-precision scale.
+_IQ2, _IQ3 = (8, 25, 43), (4, 12, 20, 28, 36, 44, 52, 62)
+CONVERSIONS: Mapping[str, tuple[int, ...]] = {
+    "IQ2_XXS": _IQ2, "IQ2_XS": _IQ2, "IQ2_S": _IQ2, "IQ3_XXS": _IQ3, "IQ3_S": (1, 3, 5, 7, 9, 11, 13, 15),
+    "IQ1_S": (1, 7, 9), "IQ1_M": (1, 7, 9), "MXFP4": (1, 2, 3, 4, 6, 8, 12), "NVFP4": (1, 2, 3, 4, 6, 8, 12),
+    "Q8_1": (127,), "Q8_K": (127,), "Q1_0": (1,),
+}  # fmt: skip
+
+
+def to_q8_0(values: NDArray[np.float32], largest: tuple[int, ...]) -> Bytes:
+    """Rows of float32 (rows, columns), columns a multiple of 32, as Q8_0 blocks.
+
+    Per block the code of the largest value is chosen among ``largest`` and 127 so that the error is least.
+    """
+    blocks = values.reshape(-1, 32)
+    peak = np.abs(blocks).max(axis=1)
+    best_error = np.full(len(blocks), np.inf, np.float32)
+    best_scale, best_codes = np.zeros(len(blocks), np.float16), np.zeros(blocks.shape, np.int8)
+    for code in dict.fromkeys((*largest, 127)):
+        with np.errstate(over="ignore"):
+            scale = (peak / code).astype(np.float16)
+        usable = np.isfinite(scale) & (scale > 0)
+        wide = np.where(usable, scale, 1).astype(np.float32)[:, None]
+        codes = np.clip(np.rint(blocks / wide), -127, 127)
+        error = np.where(usable, np.abs(codes * wide - blocks).max(axis=1), np.inf)
+        better = error < best_error
+        best_error[better], best_scale[better] = error[better], scale[better]
+        best_codes[better] = codes[better].astype(np.int8)
+    packed = np.concatenate([best_scale[:, None].view(np.uint8), best_codes.view(np.uint8)], axis=1)
+    return packed.reshape(values.shape[0], -1)
+
+
+def aligned_empty(size: int, alignment: int = 64) -> Bytes:
+    """Uninitialised bytes whose address is a multiple of ``alignment``."""
+    memory = np.empty(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + size]
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A weight matrix (rows, columns) as the kernels read it."""
+
+    format: Format
+    rows: int
+    columns: int
+    data: Bytes
+
+    @property
+    def groups(self) -> int:
+        """Groups of 16 rows."""
+        return -(-self.rows // LANES)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks along a row."""
+        return self.columns // self.format.values
+
+
+def write_scales(matrix: PackedMatrix, raw: Bytes, recipe: Recipe, scales: Scales) -> None:
+    """Unpack small scales of all blocks and interleave them into the packed matrix."""
+    layout, blocks, groups = matrix.format, matrix.blocks, matrix.groups
+    grouped = matrix.data.reshape(groups, -1)
+    if scales.to_scales:
+        region = grouped[:, blocks * layout.code_bytes :][:, : blocks * layout.scale_bytes]
+        area = np.lib.stride_tricks.as_strided(
+            region, (groups, blocks, layout.scale_bytes), (grouped.strides[0], layout.scale_bytes, 1)
+        )
+    else:
+        area = np.lib.stride_tricks.as_strided(
+            grouped, (groups, blocks, layout.code_bytes), (grouped.strides[0], layout.code_bytes, 1)
+        )
+    chunk = max(1, (1 << 22) // max(1, raw.shape[1] * LANES))  # groups at a time: bounds the copies in memory
+    for first in range(0, groups, chunk):
+        part = raw[first * LANES : (first + chunk) * LANES]
+        small = scales.unpack(part.reshape(-1, recipe.block_bytes))
+        count = small.shape[1]
+        padded = -len(part) % LANES
+        small = small.reshape(len(part), blocks, count)
+        if padded:
+            small = np.concatenate([small, np.zeros((padded, blocks, count), np.uint8)])
+        lanes = small.reshape(-1, LANES, blocks, count)
+        if scales.to_scales:  # one vector of 16 bytes per scale
+            lanes = lanes.transpose(0, 2, 3, 1)
+        else:  # ``count`` bytes per lane
+            lanes = lanes.transpose(0, 2, 1, 3)
+        target = area[first : first + chunk, :, scales.target : scales.target + LANES * count]
+        target[...] = lanes.reshape(target.shape)
+
+
+Run = Callable[[str, NDArray[np.int64]], None]
+"""Runs a kernel by name on a record, on all threads."""
+
+
+def _run_section(matrix: PackedMatrix, raw: Bytes, recipe: Recipe, section: Section, run: Run) -> None:
+    layout, blocks = matrix.format, matrix.blocks
+    start = section.target + (blocks * layout.code_bytes if section.to_scales else 0)
+    zero = np.zeros(1, np.int64)
+    record = np.array(
+        [
+            raw.ctypes.data, raw.strides[0], matrix.rows, matrix.groups, blocks, recipe.block_bytes, section.source,
+            section.count, matrix.data.ctypes.data + start, layout.group_bytes(blocks),
+            layout.scale_bytes if section.to_scales else layout.code_bytes, section.flip, zero.ctypes.data,
+        ],
+        np.int64,
+    )  # fmt: skip
+    run("pack.words" if section.size == 4 else "pack.halves", record)
+
+
+def pack_kernels(type_name: str) -> set[str]:
+    """Names of the kernels that `pack_matrix` runs for a tensor type."""
+    recipe = RECIPES[packed_type(type_name)]
+    return {"pack.words" if section.size == 4 else "pack.halves" for section in recipe.sections}
+
+
+def packed_type(type_name: str) -> str:
+    """The tensor type whose packed format serves a type of the file: itself, or the one it is converted to."""
+    if type_name in RECIPES:
+        return type_name
+    if type_name == "TQ1_0":
+        return "TQ2_0"
+    return "Q8_0" if type_name in CONVERSIONS else "F32"
+
+
+def pack_matrix(raw: Bytes, type_name: str, rows: int, columns: int, run: Run) -> PackedMatrix:
+    """Pack a matrix whose rows are ``raw`` (rows, bytes), in the file's own encoding of a type in `RECIPES`."""
+    recipe = RECIPES[type_name]
+    layout = FORMATS[recipe.format]
+    groups, blocks = -(-rows // LANES), columns // layout.values
+    if blocks * layout.values != columns or raw.shape != (rows, blocks * recipe.block_bytes):
+        raise ValueError(f"{rows} rows of {columns} {type_name} values do not fit {raw.shape} bytes")
+    matrix = PackedMatrix(layout, rows, columns, aligned_empty(groups * layout.group_bytes(blocks)))
+    for section in recipe.sections:
+        _run_section(matrix, raw, recipe, section, run)
+    for scales in recipe.scales:
+        write_scales(matrix, raw, recipe, scales)
+    return matrix

@@ -1,0 +1,552 @@
+"""Vectors of 16 lanes and the instructions on them, as Numba intrinsics.
+
+Two vector types exist, ``FLOATS`` (16 float32) and ``INTS`` (16 int32; also read as 64 bytes). LLVM lowers them to
+one AVX-512 register, two of AVX2 or four of NEON, so one source serves all. Addresses are int64.
+
+Only what plain LLVM IR cannot say is chosen by the target's features here (`dot4`, `lookup16`, half precision): a
+target-specific instruction that the target lacks would abort the process.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_jitable, register_model
+
+from edgellm.kernels.target import current_target
+
+LANES = 16
+TARGET = current_target()
+
+_i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_f16, _f32, _f64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_pointer = ir.PointerType()
+
+
+class Vector(types.Type):
+    """Numba's view of an LLVM vector."""
+
+    def __init__(self, name: str, element: ir.Type) -> None:
+        self.element = element
+        super().__init__(name=name)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, ir.VectorType(vector.element, LANES))
+
+
+FLOATS = Vector("floats", _f32)
+INTS = Vector("ints", _i32)
+_FLOATS_IR, _INTS_IR, _BYTES_IR = ir.VectorType(_f32, 16), ir.VectorType(_i32, 16), ir.VectorType(_i8, 64)
+
+
+def instruction(result, *parameters):
+    """Decorator: make ``emit(builder, *values)``, which writes LLVM IR, callable from kernels."""
+
+    def wrap(emit):
+        def codegen(context, builder, _signature, values):
+            value = emit(builder, *values)
+            return context.get_dummy_value() if result is types.none else value
+
+        pair = (result(*parameters), codegen)
+        # Numba reads the arity from the definition, so there is one for each.
+        definitions = [
+            lambda context: pair,
+            lambda context, a: pair,
+            lambda context, a, b: pair,
+            lambda context, a, b, c: pair,
+            lambda context, a, b, c, d: pair,
+        ]
+        definition = definitions[len(parameters)]
+        definition.__name__ = emit.__name__
+        definition.__doc__ = emit.__doc__
+        return intrinsic(definition)
+
+    return wrap
+
+
+def helper(function):
+    """Decorator: a function that kernels call and that is always inlined."""
+    return register_jitable(forceinline=True)(function)
+
+
+# -- building blocks of IR ---------------------------------------------------------------------------------------
+
+
+def _at(builder, address):
+    return builder.inttoptr(address, _pointer)
+
+
+def _load(builder, address, kind, align):
+    return builder.load(_at(builder, address), align=align, typ=kind)
+
+
+def _call(builder, name, result, arguments):
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def constant_lanes(kind, values):
+    """A constant vector of the given values."""
+    return ir.Constant(ir.VectorType(kind, len(values)), list(values))
+
+
+def splat_ir(builder, value, lanes=LANES):
+    """A vector with the same scalar in every lane."""
+    kind = ir.VectorType(value.type, lanes)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_i32, 0))
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), constant_lanes(_i32, [0] * lanes))
+
+
+def _slices(builder, vector, parts):
+    """Cut a vector in equal parts."""
+    width = vector.type.count // parts
+    none = ir.Constant(vector.type, ir.Undefined)
+    return [
+        builder.shuffle_vector(vector, none, constant_lanes(_i32, range(part * width, (part + 1) * width)))
+        for part in range(parts)
+    ]
+
+
+def _join(builder, parts):
+    """The inverse of `_slices`; the number of parts is a power of two."""
+    while len(parts) > 1:
+        lanes = constant_lanes(_i32, range(2 * parts[0].type.count))
+        parts = [builder.shuffle_vector(a, b, lanes) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+# -- scalars in memory -------------------------------------------------------------------------------------------
+
+
+@instruction(types.int64, types.int64)
+def int64_at(builder, address):
+    """The 64-bit integer at an address: how a kernel reads a field of its record."""
+    return _load(builder, address, _i64, 8)
+
+
+@instruction(types.int64, types.int64)
+def int32_at(builder, address):
+    return builder.sext(_load(builder, address, _i32, 4), _i64)
+
+
+@instruction(types.int64, types.int64)
+def unaligned_int32_at(builder, address):
+    return builder.sext(_load(builder, address, _i32, 1), _i64)
+
+
+@instruction(types.float32, types.int64)
+def float_at(builder, address):
+    return _load(builder, address, _f32, 4)
+
+
+@instruction(types.none, types.int64, types.float32)
+def set_float(builder, address, value):
+    builder.store(value, _at(builder, address), align=4)
+
+
+@instruction(types.none, types.int64, types.int64)
+def set_int64(builder, address, value):
+    builder.store(value, _at(builder, address), align=8)
+
+
+@instruction(types.none, types.int64, types.int64)
+def set_int32(builder, address, value):
+    builder.store(builder.trunc(value, _i32), _at(builder, address), align=4)
+
+
+@instruction(types.none, types.int64, types.int64)
+def copy_int32(builder, destination, source):
+    """Copy four bytes; neither address need be aligned."""
+    builder.store(_load(builder, source, _i32, 1), _at(builder, destination), align=4)
+
+
+@instruction(types.none, types.int64, types.int64)
+def copy_int16(builder, destination, source):
+    """Copy two bytes; neither address need be aligned."""
+    builder.store(_load(builder, source, _i16, 1), _at(builder, destination), align=1)
+
+
+@instruction(types.none, types.int64)
+def prefetch(builder, address):
+    """Ask for the cache line at an address; harmless beyond the end of a buffer."""
+    kind = ir.FunctionType(ir.VoidType(), [_pointer, _i32, _i32, _i32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [_at(builder, address), ir.Constant(_i32, 0), ir.Constant(_i32, 3), ir.Constant(_i32, 1)])
+
+
+# -- vectors in memory -------------------------------------------------------------------------------------------
+
+
+@instruction(FLOATS, types.int64)
+def load_floats(builder, address):
+    return _load(builder, address, _FLOATS_IR, 4)
+
+
+@instruction(types.none, types.int64, FLOATS)
+def store_floats(builder, address, value):
+    builder.store(value, _at(builder, address), align=4)
+
+
+@instruction(INTS, types.int64)
+def load_ints(builder, address):
+    return _load(builder, address, _INTS_IR, 4)
+
+
+@instruction(types.none, types.int64, INTS)
+def store_ints(builder, address, value):
+    builder.store(value, _at(builder, address), align=4)
+
+
+@instruction(INTS, types.int64)
+def load_unsigned_bytes(builder, address):
+    """16 bytes, each widened to an int32 lane."""
+    return builder.zext(_load(builder, address, ir.VectorType(_i8, 16), 1), _INTS_IR)
+
+
+@instruction(INTS, types.int64)
+def load_signed_bytes(builder, address):
+    return builder.sext(_load(builder, address, ir.VectorType(_i8, 16), 1), _INTS_IR)
+
+
+@instruction(types.none, types.int64, INTS)
+def store_bytes(builder, address, value):
+    """The low byte of each lane."""
+    builder.store(builder.trunc(value, ir.VectorType(_i8, 16)), _at(builder, address), align=1)
+
+
+@instruction(FLOATS, types.int64)
+def load_bfloats(builder, address):
+    """16 bfloat16 values: the upper halves of float32."""
+    raw = builder.zext(_load(builder, address, ir.VectorType(_i16, 16), 2), _INTS_IR)
+    return builder.bitcast(builder.shl(raw, constant_lanes(_i32, [16] * 16)), _FLOATS_IR)
+
+
+def _ints_constant(value):
+    return constant_lanes(_i32, [value] * 16)
+
+
+def _half_to_float(builder, raw):
+    """Half precision without F16C: shift into float32's place and let a multiplication mend the exponent.
+
+    With denormals-are-zero set, half-precision denormals must not become float32 denormals on the way: 2^112 scales
+    the shifted bits, whose smallest non-zero exponent field is then 0 for half denormals, so those are built from the
+    integer instead.
+    """
+    bits = builder.zext(raw, _INTS_IR)
+    sign = builder.shl(builder.and_(bits, _ints_constant(0x8000)), _ints_constant(16))
+    magnitude = builder.and_(bits, _ints_constant(0x7FFF))
+    shifted = builder.add(builder.shl(magnitude, _ints_constant(13)), _ints_constant(112 << 23))
+    special = builder.add(builder.shl(magnitude, _ints_constant(13)), _ints_constant(224 << 23))
+    integer = builder.sitofp(magnitude, _FLOATS_IR)
+    denormal = builder.fmul(integer, constant_lanes(_f32, [2.0**-24] * 16))
+    value = builder.select(
+        builder.icmp_unsigned("<", magnitude, _ints_constant(0x400)), builder.bitcast(denormal, _INTS_IR), shifted
+    )
+    value = builder.select(builder.icmp_unsigned(">=", magnitude, _ints_constant(0x7C00)), special, value)
+    return builder.bitcast(builder.or_(value, sign), _FLOATS_IR)
+
+
+def _float_to_half(builder, value):
+    """Round to nearest even; too large becomes infinity; results below 2^-14 keep their denormal form."""
+    bits = builder.bitcast(value, _INTS_IR)
+    sign = builder.lshr(builder.and_(bits, _ints_constant(0x80000000)), _ints_constant(16))
+    magnitude = builder.and_(bits, _ints_constant(0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(magnitude, _ints_constant(13)), _ints_constant(1))
+    rounded = builder.add(builder.add(magnitude, _ints_constant(0xFFF)), odd)
+    normal = builder.sub(builder.lshr(rounded, _ints_constant(13)), _ints_constant(112 << 10))
+    absolute = builder.bitcast(magnitude, _FLOATS_IR)
+    # Adding 0.5 leaves |value| / 2^-24, rounded to nearest even, in the low mantissa bits.
+    shifted = builder.bitcast(builder.fadd(absolute, constant_lanes(_f32, [0.5] * 16)), _INTS_IR)
+    denormal = builder.sub(shifted, _ints_constant(0x3F000000))
+    half = builder.select(builder.icmp_unsigned("<", magnitude, _ints_constant(113 << 23)), denormal, normal)
+    large = builder.icmp_unsigned(">=", magnitude, _ints_constant(0x477FF000))
+    half = builder.select(large, _ints_constant(0x7C00), half)
+    nan = builder.icmp_unsigned(">", magnitude, _ints_constant(0x7F800000))
+    half = builder.select(nan, _ints_constant(0x7E00), half)
+    return builder.trunc(builder.or_(half, sign), ir.VectorType(_i16, 16))
+
+
+_HARDWARE_HALF = TARGET.has("f16c") or TARGET.has("avx512f") or TARGET.has("neon")
+
+
+@instruction(FLOATS, types.int64)
+def load_halves(builder, address):
+    """16 half-precision values."""
+    if _HARDWARE_HALF:
+        return builder.fpext(_load(builder, address, ir.VectorType(_f16, 16), 2), _FLOATS_IR)
+    return _half_to_float(builder, _load(builder, address, ir.VectorType(_i16, 16), 2))
+
+
+@instruction(types.none, types.int64, FLOATS)
+def store_halves(builder, address, value):
+    if _HARDWARE_HALF:
+        half = builder.fptrunc(value, ir.VectorType(_f16, 16))
+    else:
+        half = _float_to_half(builder, value)
+    builder.store(half, _at(builder, address), align=2)
+
+
+# -- making vectors ----------------------------------------------------------------------------------------------
+
+
+@instruction(FLOATS, types.float32)
+def splat_float(builder, value):
+    return splat_ir(builder, value)
+
+
+@instruction(INTS, types.int64)
+def splat_int(builder, value):
+    return splat_ir(builder, builder.trunc(value, _i32))
+
+
+@instruction(FLOATS, types.int64)
+def broadcast_float(builder, address):
+    """The float32 at an address in every lane."""
+    return splat_ir(builder, _load(builder, address, _f32, 4))
+
+
+@instruction(INTS, types.int64)
+def broadcast_int(builder, address):
+    """The four bytes at an address in every lane."""
+    return splat_ir(builder, _load(builder, address, _i32, 4))
+
+
+@instruction(INTS)
+def lane_numbers(builder):
+    """0, 1, ... 15."""
+    return constant_lanes(_i32, range(16))
+
+
+@instruction(INTS, FLOATS)
+def float_bits(builder, value):
+    return builder.bitcast(value, _INTS_IR)
+
+
+@instruction(FLOATS, INTS)
+def bits_float(builder, value):
+    return builder.bitcast(value, _FLOATS_IR)
+
+
+@instruction(FLOATS, INTS)
+def to_floats(builder, value):
+    return builder.sitofp(value, _FLOATS_IR)
+
+
+# -- arithmetic --------------------------------------------------------------------------------------------------
+
+
+@instruction(FLOATS, FLOATS, FLOATS, FLOATS)
+def multiply_add(builder, a, b, c):
+    """a * b + c, in one rounding where the CPU can."""
+    return _call(builder, "llvm.fmuladd.v16f32", _FLOATS_IR, [a, b, c])
+
+
+@instruction(FLOATS, FLOATS, FLOATS)
+def maximum(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@instruction(FLOATS, FLOATS, FLOATS)
+def minimum(builder, a, b):
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+@instruction(FLOATS, FLOATS)
+def absolute(builder, a):
+    return _call(builder, "llvm.fabs.v16f32", _FLOATS_IR, [a])
+
+
+@instruction(FLOATS, INTS, INTS, FLOATS, FLOATS)
+def where_not_greater(builder, a, b, yes, no):
+    """Per lane: ``yes`` where a <= b, else ``no``."""
+    return builder.select(builder.icmp_signed("<=", a, b), yes, no)
+
+
+def _reduce(builder, vector, combine):
+    while vector.type.count > 1:
+        low, high = _slices(builder, vector, 2)
+        vector = combine(low, high)
+    return builder.extract_element(vector, ir.Constant(_i32, 0))
+
+
+@instruction(types.float32, FLOATS)
+def sum_lanes(builder, vector):
+    return _reduce(builder, vector, builder.fadd)
+
+
+@instruction(types.float32, FLOATS)
+def max_lanes(builder, vector):
+    return _reduce(builder, vector, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+
+@instruction(types.int64, INTS)
+def sum_int_lanes(builder, vector):
+    return builder.sext(_reduce(builder, vector, builder.add), _i64)
+
+
+@instruction(types.float32, types.float32)
+def square_root(builder, value):
+    return _call(builder, "llvm.sqrt.f32", _f32, [value])
+
+
+def _binary(operation, vector, emit):
+    """Let kernels write ``a + b`` on vectors."""
+
+    @infer_global(operation)
+    class _Typing(AbstractTemplate):
+        def generic(self, arguments, keywords):
+            if not keywords and arguments == (vector, vector):
+                return signature(vector, vector, vector)
+            return None
+
+    @lower_builtin(operation, vector, vector)
+    def _lower(context, builder, _signature, arguments):
+        return emit(builder, *arguments)
+
+
+_binary(operator.add, FLOATS, lambda builder, a, b: builder.fadd(a, b))
+_binary(operator.sub, FLOATS, lambda builder, a, b: builder.fsub(a, b))
+_binary(operator.mul, FLOATS, lambda builder, a, b: builder.fmul(a, b))
+_binary(operator.truediv, FLOATS, lambda builder, a, b: builder.fdiv(a, b))
+_binary(operator.add, INTS, lambda builder, a, b: builder.add(a, b))
+_binary(operator.sub, INTS, lambda builder, a, b: builder.sub(a, b))
+_binary(operator.mul, INTS, lambda builder, a, b: builder.mul(a, b))
+_binary(operator.and_, INTS, lambda builder, a, b: builder.and_(a, b))
+_binary(operator.or_, INTS, lambda builder, a, b: builder.or_(a, b))
+_binary(operator.xor, INTS, lambda builder, a, b: builder.xor(a, b))
+_binary(operator.lshift, INTS, lambda builder, a, b: builder.shl(a, b))
+_binary(operator.rshift, INTS, lambda builder, a, b: builder.lshr(a, b))  # bits move in as zeros
+
+
+# -- products of bytes -------------------------------------------------------------------------------------------
+
+
+def _dot4_words(builder, total, weights, inputs):
+    """dot4 where no byte product exists: even and odd bytes as 16-bit words, which `pmaddwd` multiplies exactly."""
+    width, name = 4, "llvm.x86.sse2.pmadd.wd"
+    if TARGET.has("avx512bw"):
+        width, name = 16, "llvm.x86.avx512.pmaddw.d.512"
+    elif TARGET.has("avx2"):
+        width, name = 8, "llvm.x86.avx2.pmadd.wd"
+    words = ir.VectorType(_i16, 2 * width)
+    eight = constant_lanes(_i16, [8] * 2 * width)
+    results = []
+    parts = 16 // width
+    pieces = [[vector] if parts == 1 else _slices(builder, vector, parts) for vector in (total, weights, inputs)]
+    for accumulated, weight, value in zip(*pieces, strict=True):
+        weight, value = builder.bitcast(weight, words), builder.bitcast(value, words)
+        even = builder.and_(weight, constant_lanes(_i16, [0xFF] * 2 * width)), builder.ashr(
+            builder.shl(value, eight), eight
+        )
+        odd = builder.lshr(weight, eight), builder.ashr(value, eight)
+        result = accumulated.type
+        products = [_call(builder, name, result, list(pair)) for pair in (even, odd)]
+        results.append(builder.add(accumulated, builder.add(*products)))
+    return _join(builder, results)
+
+
+def _dot4_generic(builder, total, weights, inputs):
+    """dot4 in plain IR, for CPUs other than x86."""
+    for shift in (0, 8, 16, 24):
+        weight = builder.and_(builder.lshr(weights, _ints_constant(shift)), _ints_constant(0xFF))
+        value = builder.ashr(builder.shl(inputs, _ints_constant(24 - shift)), _ints_constant(24))
+        total = builder.add(total, builder.mul(weight, value))
+    return total
+
+
+def dot4_ir(builder, total, weights, inputs):
+    """Per int32 lane: total + the sum of 4 products of unsigned weight bytes and signed input bytes. Never saturates."""
+    if TARGET.has("avx512vnni"):
+        arguments = [total, builder.bitcast(weights, _BYTES_IR), builder.bitcast(inputs, _BYTES_IR)]
+        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS_IR, arguments)
+    if TARGET.has("avxvnni"):
+        halves = [_slices(builder, vector, 2) for vector in (total, weights, inputs)]
+        bytes_half = ir.VectorType(_i8, 32)
+        return _join(builder, [
+            _call(builder, "llvm.x86.avx512.vpdpbusd.256", part.type,
+                  [part, builder.bitcast(weight, bytes_half), builder.bitcast(value, bytes_half)])
+            for part, weight, value in zip(*halves, strict=True)
+        ])  # fmt: skip
+    if TARGET.has("sse2"):
+        return _dot4_words(builder, total, weights, inputs)
+    return _dot4_generic(builder, total, weights, inputs)
+
+
+@instruction(INTS, INTS, INTS, INTS)
+def dot4(builder, total, weights, inputs):
+    """Per lane: total + the sum of 4 products of unsigned weight bytes and signed input bytes."""
+    return dot4_ir(builder, total, weights, inputs)
+
+
+def lookup16(table):
+    """An instruction that replaces each byte (0..15) of a vector by the entry of a constant table of 16 bytes."""
+
+    @instruction(INTS, INTS)
+    def look_up(builder, indices):
+        indices = builder.bitcast(indices, _BYTES_IR)
+        if TARGET.has("avx512bw"):
+            entries = constant_lanes(_i8, list(table) * 4)
+            found = _call(builder, "llvm.x86.avx512.pshuf.b.512", _BYTES_IR, [entries, indices])
+        elif TARGET.has("avx2"):
+            entries = constant_lanes(_i8, list(table) * 2)
+            found = _join(builder, [
+                _call(builder, "llvm.x86.avx2.pshuf.b", entries.type, [entries, half])
+                for half in _slices(builder, indices, 2)
+            ])  # fmt: skip
+        else:
+            found = constant_lanes(_i8, [table[0]] * 64)
+            for number, entry in enumerate(table[1:], start=1):
+                same = builder.icmp_unsigned("==", indices, constant_lanes(_i8, [number] * 64))
+                found = builder.select(same, constant_lanes(_i8, [entry] * 64), found)
+        return builder.bitcast(found, _INTS_IR)
+
+    return look_up
+
+
+# -- functions made of the above ---------------------------------------------------------------------------------
+
+_ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+_ROUNDING_BITS = 0x4B400000
+
+
+@helper
+def round_to_ints(value):
+    """Nearest integers, halves to even; |value| < 2^22."""
+    return float_bits(value + splat_float(_ROUNDING)) - splat_int(_ROUNDING_BITS)
+
+
+@helper
+def exponential(value):
+    """e^x to about 2 units in the last place: 2^n times a polynomial in the remainder (Cephes' coefficients)."""
+    value = minimum(maximum(value, splat_float(-87.3)), splat_float(88.0))
+    whole = round_to_ints(value * splat_float(1.4426950408889634))
+    n = to_floats(whole)
+    r = multiply_add(n, splat_float(-0.693359375), value)
+    r = multiply_add(n, splat_float(2.12194440e-4), r)
+    p = splat_float(1.9875691500e-4)
+    p = multiply_add(p, r, splat_float(1.3981999507e-3))
+    p = multiply_add(p, r, splat_float(8.3334519073e-3))
+    p = multiply_add(p, r, splat_float(4.1665795894e-2))
+    p = multiply_add(p, r, splat_float(1.6666665459e-1))
+    p = multiply_add(p, r, splat_float(5.0000001201e-1))
+    p = multiply_add(p, r * r, r + splat_float(1.0))
+    return p * bits_float((whole + splat_int(127)) << splat_int(23))
+
+
+@helper
+def tanh(value):
+    """1 - 2 / (e^2x + 1)."""
+    one = splat_float(1.0)
+    return one - splat_float(2.0) / (exponential(value + value) + one)
+
+
+@helper
+def share(count, thread, threads):
+    """The first item that a thread takes of ``count``, and the one after its last."""
+    return count * thread // threads, count * (thread + 1) // threads
