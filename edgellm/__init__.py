@@ -1,1 +1,81 @@
-"""Language and speech models on the device you have."""
+"""Language and speech models on the device you have.
+
+from edgellm import LLM, Sampling
+llm = LLM.load("smollm2")
+llm.generate("Once upon a time", max_tokens=32, sampling=Sampling(temperature=0)).text
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgellm.chat_template import ChatTemplate
+    from edgellm.errors import (
+        ContextOverflowError,
+        CorruptFileError,
+        DownloadError,
+        EdgeLLMError,
+        InvalidSettingError,
+        ModelNotFoundError,
+        OutOfMemoryError,
+        TemplateError,
+        UnsupportedModelError,
+    )
+    from edgellm.llm import LLM
+    from edgellm.results import Completion, Step, Timings
+    from edgellm.sampling import Sampling
+    from edgellm.tokenizer import Tokenizer
+
+    __version__: str
+
+__all__ = [
+    "LLM",
+    "ChatTemplate",
+    "Completion",
+    "ContextOverflowError",
+    "CorruptFileError",
+    "DownloadError",
+    "EdgeLLMError",
+    "InvalidSettingError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "Sampling",
+    "Step",
+    "TemplateError",
+    "Timings",
+    "Tokenizer",
+    "UnsupportedModelError",
+    "__version__",
+]
+
+# What is imported from where, once it is asked for: `import edgellm` itself costs next to nothing.
+_HOMES = {
+    "LLM": "edgellm.llm",
+    "ChatTemplate": "edgellm.chat_template",
+    "Completion": "edgellm.results",
+    "Sampling": "edgellm.sampling",
+    "Step": "edgellm.results",
+    "Timings": "edgellm.results",
+    "Tokenizer": "edgellm.tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("edgellm")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in __all__:
+        value = getattr(import_module("edgellm.errors"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
