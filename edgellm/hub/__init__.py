@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgellm.hub.resolve import pull, resolve
+from edgellm.hub.locate import pull, resolve
 from edgellm.hub.store import InstalledModel, installed, remove
 
 __all__ = ["InstalledModel", "installed", "pull", "remove", "resolve"]

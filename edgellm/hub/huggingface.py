@@ -58,9 +58,7 @@ def list_repository(repository: str, patience: Patience) -> Listing:
         files = tuple(_hub_file(entry) for entry in answer["siblings"])
         return Listing(repository, str(answer.get("sha") or "main"), files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DownloadError(
-            f"{endpoint()} sent a malformed list of files for {repository}", "try again later"
-        ) from error
+        raise DownloadError(f"{endpoint()} sent a malformed file list of {repository}", "try again later") from error
 
 
 def _hub_file(entry: dict[str, object]) -> HubFile:
@@ -78,9 +76,7 @@ def _refused(repository: str, error: HTTPStatusError) -> Exception:
         if os.environ.get("HF_TOKEN"):
             hint = f"accept its terms at {endpoint()}/{repository}, or check that HF_TOKEN may read it"
         else:
-            hint = (
-                f"if it is gated, accept its terms at {endpoint()}/{repository} and set HF_TOKEN; else check the name"
-            )
+            hint = f"if it is gated, accept its terms at {endpoint()}/{repository} and set HF_TOKEN"
         return ModelNotFoundError(f"Hugging Face does not give access to {repository}", hint)
     if error.status == 404:
         return ModelNotFoundError(f"there is no repository {repository} on Hugging Face", "check the name")
@@ -115,14 +111,11 @@ def choose_group(name: HuggingFaceName, paths: Iterable[str]) -> FileGroup:
         return fitting[0]
     if fitting:
         files = ", ".join(group.name for group in fitting)
-        raise ModelNotFoundError(
-            f"{name.repository} has several files for {wanted}: {files}", "name one: hf:owner/repo:FILE"
-        )
+        message = f"{name.repository} has several files for {wanted}: {files}"
+        raise ModelNotFoundError(message, "name one: hf:owner/repo:FILE")
     labels = sorted({group.quantization or group.name for group in groups})
-    raise ModelNotFoundError(
-        f"{name.repository} has no {wanted}; it has {', '.join(labels)}",
-        f"choose one: hf:{name.repository}:{labels[0]}",
-    )
+    message = f"{name.repository} has no {wanted}; it has {', '.join(labels)}"
+    raise ModelNotFoundError(message, f"choose one, such as hf:{name.repository}:{labels[0]}")
 
 
 def _fitting(groups: Sequence[FileGroup], wanted: str) -> list[FileGroup]:

@@ -116,9 +116,7 @@ def _looks_like_path(text: str) -> bool:
 def _parse_hugging_face(text: str) -> ModelName:
     repository, _, choice = text.partition(":")
     if not _REPOSITORY.match(repository) or any(part in ("", ".", "..") for part in choice.split("/") if choice):
-        raise ModelNotFoundError(
-            f"'hf:{text}' is not of the form hf:owner/repo[:quant]", "such as hf:owner/repo:Q4_K_M"
-        )
+        raise ModelNotFoundError(f"'hf:{text}' is not of the form hf:owner/repo[:quant]", "for example hf:owner/repo")
     return HuggingFaceName(repository, choice or None)
 
 
@@ -137,9 +135,7 @@ def _parse_package(text: str) -> ModelName:
 
 def _parse_ollama(text: str) -> ModelName:
     if not _OLLAMA.match(text):
-        raise ModelNotFoundError(
-            f"'ollama:{text}' is not of the form ollama:name[:tag]", "`ollama list` shows the names"
-        )
+        raise ModelNotFoundError(f"'ollama:{text}' is not of the form ollama:name[:tag]", "see `ollama list`")
     name, _, tag = text.partition(":")
     return OllamaName(name, tag or "latest")
 

@@ -1,4 +1,4 @@
-"""Find and fetch wheels from the Python package index: the simple API (PEP 503, PEP 691), pip's own settings, or pip."""
+"""Find and fetch wheels from the Python package index: the simple API (PEP 503, PEP 691), else pip itself."""
 
 from __future__ import annotations
 
@@ -40,10 +40,13 @@ class IndexFile:
 
 def index_urls() -> list[str]:
     """The indexes pip would ask on this machine, first to last. Only http and https ones."""
-    configured = _pip_configuration()
-    main = os.environ.get("PIP_INDEX_URL") or configured.get("index-url") or DEFAULT_INDEX
-    extra = os.environ.get("PIP_EXTRA_INDEX_URL") or configured.get("extra-index-url", "")
-    return [url.rstrip("/") for url in [main, *extra.split()] if urllib.parse.urlsplit(url).scheme in ("http", "https")]
+    main, extra = os.environ.get("PIP_INDEX_URL"), os.environ.get("PIP_EXTRA_INDEX_URL")
+    if main is None or extra is None:  # asking pip takes a second
+        configured = _pip_configuration()
+        main = main or configured.get("index-url") or DEFAULT_INDEX
+        extra = configured.get("extra-index-url", "") if extra is None else extra
+    urls = [url.rstrip("/") for url in [main, *extra.split()]]
+    return [url for url in urls if urllib.parse.urlsplit(url).scheme in ("http", "https")]
 
 
 def _pip_configuration() -> dict[str, str]:
@@ -140,9 +143,7 @@ def _parse_json(content: bytes, base: str) -> list[IndexFile]:
             for entry in entries
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DownloadError(
-            f"the package index at {base} sent a malformed answer", "check the index-url of pip"
-        ) from error
+        raise DownloadError(f"the package index at {base} sent a malformed answer", "check pip's index-url") from error
 
 
 def _parse_html(content: bytes, base: str) -> list[IndexFile]:

@@ -53,9 +53,7 @@ def resolve(model: str, progress: Progress | None = None, offline: bool = False)
     if local is not None:
         return local
     if offline or os.environ.get("EDGELLM_OFFLINE", "") not in ("", "0"):
-        raise ModelNotFoundError(
-            f"{model} is not on this machine, and edgellm is offline", f"first: edgellm pull {model}"
-        )
+        raise ModelNotFoundError(f"{model} is not on this machine, and this is offline", f"first: edgellm pull {model}")
     return _fetch(name, progress)
 
 
