@@ -43,8 +43,10 @@ def test_names_written_out_mean_the_same(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "hf: hf:repo hf:a/b/c hf:../x hf:a/.. hf:a/b:../c hf:a/b:x//y hf:-a/b hf:a/b?c pypi: pypi:a== "
-    "pypi:--index-url=x pypi:a;b pypi:a, pypi:a==1/2 ollama: ollama:../x".split(),
+    [
+        *["hf:", "hf:repo", "hf:a/b/c", "hf:../x", "hf:a/..", "hf:a/b:../c", "hf:a/b:x//y", "hf:-a/b", "hf:a/b?c"],
+        *["pypi:", "pypi:a==", "pypi:--index-url=x", "pypi:a;b", "pypi:a,", "pypi:a==1/2", "ollama:", "ollama:../x"],
+    ],
 )
 def test_malformed(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="is not of the form"):
