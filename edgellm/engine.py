@@ -30,11 +30,6 @@ from edgellm.stop_strings import StopStrings
 if TYPE_CHECKING:
     from edgellm.tokenizer import Tokenizer
 
-CHUNK_WEIGHT_BYTES = 32 << 30
-"""Weight bytes times rows of one prompt chunk: around a second on a small machine, so that cancelling feels immediate
-and others get their turn. It depends on the model alone, so the same prompt is always cut at the same places."""
-
-MIN_CHUNK_ROWS = 32
 LOGITS_CHUNK_BYTES = 32 << 20
 """Most bytes of logits that one step of ``Engine.logits`` asks the executor for."""
 
@@ -182,7 +177,8 @@ class Engine:
             tokenizer: of the same model.
             context_length: most tokens of one request, prompt and answer together.
             blocks: size of the cache; by default just one full context.
-            chunk_rows: most tokens of a prompt computed in one step; by default chosen by the size of the model.
+            chunk_rows: most tokens of a prompt computed in one step; by default all that the executor can. Smaller
+                chunks let others have their turn, and cancelling take effect, sooner.
         """
         self.context_length = context_length
         self._executor = executor
@@ -191,9 +187,7 @@ class Engine:
         blocks = blocks_for(context_length) if blocks is None else blocks
         executor.reserve(blocks)
         self._cache = PagedCache(blocks, executor.copy_block)
-        weights = max(1, executor.memory().get("weights", 0))
-        rows = max(MIN_CHUNK_ROWS, CHUNK_WEIGHT_BYTES // weights) if chunk_rows is None else chunk_rows
-        self._chunk_rows = max(1, min(rows, executor.max_rows))
+        self._chunk_rows = max(1, min(chunk_rows or executor.max_rows, executor.max_rows))
         # Two locks make the turns fair: who wants the next turn waits at the gate, and whoever just had one queues up
         # behind. A single lock would let a thread that comes back at once starve all others.
         self._gate = threading.Lock()

@@ -31,6 +31,12 @@ CacheType = Literal["f16", "q8_0"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("download", "kernels", "weights"), how much of it is done and how much there is."""
 
+CHUNK_WEIGHT_BYTES = 32 << 30
+"""Bytes of weights times tokens of one chunk of a prompt: about a second on a small machine, so that cancelling feels
+immediate. It depends on the model alone, so that the same prompt is always cut at the same places."""
+
+MIN_CHUNK_TOKENS = 32
+
 log = logging.getLogger("edgellm")
 
 
@@ -107,7 +113,8 @@ class LLM:
             executor = _make_executor(backend, graph, file, threads, cache_type, progress)
             cleanup.callback(executor.close)
             plan = plan_cache(context, graph.context_length, executor.block_bytes, available_bytes())
-            engine = Engine(executor, tokenizer, plan.context_length, plan.blocks)
+            chunk = max(MIN_CHUNK_TOKENS, CHUNK_WEIGHT_BYTES // file.size_bytes)
+            engine = Engine(executor, tokenizer, plan.context_length, plan.blocks, chunk)
             llm = cls(engine, file, tokenizer, graph, plan, sampling)
             cleanup.pop_all()
         log.info("%s: context of %d tokens, limited by the %s", path, plan.context_length, plan.limited_by)
