@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgellm.errors import CorruptFileError, ModelNotFoundError
+from edgellm.hub.choosing import DEFAULT_QUANTIZATION, choose_group
 from edgellm.hub.files import group_model_files
-from edgellm.hub.huggingface import choose_group
 from edgellm.hub.names import HuggingFaceName, OllamaName
 
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
@@ -24,7 +24,7 @@ def find_hugging_face(name: HuggingFaceName) -> Path | None:
             group.require_complete()
         except (ModelNotFoundError, CorruptFileError):
             continue
-        if name.choice is None and group.quantization != "Q4_K_M":
+        if name.choice is None and group.quantization != DEFAULT_QUANTIZATION:
             continue  # what lies here may be one of several: only the hub knows what the default is
         return folder / group.members[0]
     return None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, running_server
 
-from edgellm.hub import locate
+from edgellm.hub import fetch
 from edgellm.hub.transfer import Patience
 
 QUICK = Patience(answer=5.0, stall=0.3, attempts=3, attempts_with_data=3, backoff=0.01)
@@ -50,6 +50,6 @@ def own_home(tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(locate, "_DOWNLOAD", QUICK)
-    monkeypatch.setattr(locate, "_LOOK_UP", QUICK)
+    monkeypatch.setattr(fetch, "_DOWNLOAD", QUICK)
+    monkeypatch.setattr(fetch, "_LOOK_UP", QUICK)
     return tmp_path

