@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from edgellm.kernels.matmul import ROW_BLOCK, store_result, store_tile
 from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
     broadcast_float,
+    get,
     helper,
     int64_at,
     load_bfloats,
@@ -30,7 +32,7 @@ def kernel(name):
 
     @helper
     def four_rows(record, weights, columns, x, output, bias):
-        x_stride = int64_at(record + 40)
+        x_stride = get(record, F.input_stride)
         a = b = c = d = splat_float(0.0)
         for column in range(columns):
             weight, place = load(weights + column * size), x + 4 * column
@@ -38,7 +40,7 @@ def kernel(name):
             b = multiply_add(weight, broadcast_float(place + x_stride), b)
             c = multiply_add(weight, broadcast_float(place + 2 * x_stride), c)
             d = multiply_add(weight, broadcast_float(place + 3 * x_stride), d)
-        store_tile((a, b, c, d), output, int64_at(record + 72), bias, int64_at(record + 88))
+        store_tile((a, b, c, d), output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
     @helper
     def one_row(record, weights, columns, x, output, bias):
@@ -56,26 +58,44 @@ def kernel(name):
         while column < columns:
             a = multiply_add(load(weights + column * size), broadcast_float(x + 4 * column), a)
             column += 1
-        store_result((a + b) + (c + d), output, bias, int64_at(record + 88))
+        store_result((a + b) + (c + d), output, bias, get(record, F.accumulate))
 
     def matmul(record, thread, threads):
-        rows, groups, columns = int64_at(int64_at(record)), int64_at(record + 16), int64_at(record + 24)
-        x, x_stride = int64_at(record + 32), int64_at(record + 40)
+        rows, groups, columns = (
+            int64_at(get(record, F.rows)),
+            get(record, F.groups),
+            get(record, F.blocks),
+        )
+        x, x_stride = get(record, F.input), get(record, F.input_stride)
         first, end = share(groups, thread, threads)
         for start in range(0, rows, ROW_BLOCK):
             stop = min(rows, start + ROW_BLOCK)
             for group in range(first, end):
-                weights = int64_at(record + 8) + group * int64_at(record + 96)
-                output = int64_at(record + 64) + group * 64
-                bias = int64_at(record + 80)
+                weights = get(record, F.weights) + group * get(record, F.group_bytes)
+                output = get(record, F.output) + group * 64
+                bias = get(record, F.bias)
                 if bias:
                     bias += group * 64
                 row = start
                 while row + TILE <= stop:
-                    four_rows(record, weights, columns, x + row * x_stride, output + row * int64_at(record + 72), bias)
+                    four_rows(
+                        record,
+                        weights,
+                        columns,
+                        x + row * x_stride,
+                        output + row * get(record, F.output_stride),
+                        bias,
+                    )
                     row += TILE
                 while row < stop:
-                    one_row(record, weights, columns, x + row * x_stride, output + row * int64_at(record + 72), bias)
+                    one_row(
+                        record,
+                        weights,
+                        columns,
+                        x + row * x_stride,
+                        output + row * get(record, F.output_stride),
+                        bias,
+                    )
                     row += 1
 
     return matmul

@@ -16,10 +16,12 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
     FLOATS,
     INTS,
     dot4_ir,
+    get,
     helper,
     int64_at,
     load_floats,
@@ -28,7 +30,6 @@ from edgellm.kernels.simd import (
     load_signed_bytes,
     load_unsigned_bytes,
     lookup16,
-    multiply_add,
     prefetch,
     share,
     splat_float,
@@ -38,22 +39,6 @@ from edgellm.kernels.simd import (
     to_floats,
 )
 
-# Record of every kernel here, all int64.
-FIELDS = (
-    "rows",  # address of the number of activation rows
-    "weights",  # address of the first group
-    "groups",  # number of groups of 16 weight rows
-    "blocks",  # number of blocks along a weight row
-    "input",  # address of the int8 codes (float32 for the float formats)
-    "input_stride",  # bytes from one activation row to the next
-    "scales",  # address of the activations' block scales (see quantize.py)
-    "scales_stride",  # bytes
-    "output",  # address of float32 results
-    "output_stride",  # bytes
-    "bias",  # address of float32, or 0
-    "accumulate",  # 1: add to what the output holds
-    "group_bytes",  # from one group of weights to the next
-)
 TILE = 4  # activation rows that share one unpacking of the weights
 ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all weights pass
 PREFETCH = 3072  # bytes ahead
@@ -359,7 +344,7 @@ def kernel(name):
 
     @helper
     def group_by_tile(record, weights, blocks, x, s, output, bias):
-        x_stride, s_stride = int64_at(record + 40), int64_at(record + 56)
+        x_stride, s_stride = get(record, F.input_stride), get(record, F.scales_stride)
         zero = splat_float(0.0)
         tile = (zero, zero, zero, zero)
         scales = weights + blocks * code_bytes
@@ -368,7 +353,7 @@ def kernel(name):
                 tile, weights + block * code_bytes, scales + block * scale_bytes,
                 x + block * input_bytes, x_stride, s + block * activation_scale_bytes, s_stride,
             )  # fmt: skip
-        store_tile(tile, output, int64_at(record + 72), bias, int64_at(record + 88))
+        store_tile(tile, output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
     @helper
     def group_by_row(record, weights, blocks, x, s, output, bias):
@@ -382,30 +367,34 @@ def kernel(name):
                 tile, codes, scales + block * scale_bytes, x + block * input_bytes, 0,
                 s + block * activation_scale_bytes, 0,
             )  # fmt: skip
-        store_result(tile[0], output, bias, int64_at(record + 88))
+        store_result(tile[0], output, bias, get(record, F.accumulate))
 
     def matmul(record, thread, threads):
-        rows, groups, blocks = int64_at(int64_at(record)), int64_at(record + 16), int64_at(record + 24)
+        rows, groups, blocks = (
+            int64_at(get(record, F.rows)),
+            get(record, F.groups),
+            get(record, F.blocks),
+        )
         x, x_stride, s, s_stride = (
-            int64_at(record + 32), int64_at(record + 40), int64_at(record + 48), int64_at(record + 56)
+            get(record, F.input), get(record, F.input_stride), get(record, F.scales), get(record, F.scales_stride)
         )  # fmt: skip
-        group_bytes = int64_at(record + 96)
+        group_bytes = get(record, F.group_bytes)
         first, end = share(groups, thread, threads)
         for start in range(0, rows, ROW_BLOCK):
             stop = min(rows, start + ROW_BLOCK)
             for group in range(first, end):
-                weights = int64_at(record + 8) + group * group_bytes
-                output = int64_at(record + 64) + group * 64
-                bias = int64_at(record + 80)
+                weights = get(record, F.weights) + group * group_bytes
+                output = get(record, F.output) + group * 64
+                bias = get(record, F.bias)
                 if bias:
                     bias += group * 64
                 row = start
                 while row + TILE <= stop:
-                    place = output + row * int64_at(record + 72)
+                    place = output + row * get(record, F.output_stride)
                     group_by_tile(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)
                     row += TILE
                 while row < stop:
-                    place = output + row * int64_at(record + 72)
+                    place = output + row * get(record, F.output_stride)
                     group_by_row(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)
                     row += 1
 

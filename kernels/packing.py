@@ -38,9 +38,7 @@ class Format:
 
 
 # The non-linear 4-bit codes of IQ4_NL and IQ4_XS, plus 128 to make them unsigned.
-_IQ4_TABLE = tuple(
-    value + 128 for value in (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-)
+_IQ4_TABLE = tuple(value + 128 for value in (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))
 
 FORMATS: Mapping[str, Format] = {
     layout.name: layout
@@ -274,10 +272,8 @@ def write_scales(matrix: PackedMatrix, raw: Bytes, recipe: Recipe, scales: Scale
         if padded:
             small = np.concatenate([small, np.zeros((padded, blocks, count), np.uint8)])
         lanes = small.reshape(-1, LANES, blocks, count)
-        if scales.to_scales:  # one vector of 16 bytes per scale
-            lanes = lanes.transpose(0, 2, 3, 1)
-        else:  # ``count`` bytes per lane
-            lanes = lanes.transpose(0, 2, 1, 3)
+        # To the scales: one vector of 16 bytes for each; to the codes: ``count`` bytes per lane.
+        lanes = lanes.transpose(0, 2, 3, 1) if scales.to_scales else lanes.transpose(0, 2, 1, 3)
         target = area[first : first + chunk, :, scales.target : scales.target + LANES * count]
         target[...] = lanes.reshape(target.shape)
 

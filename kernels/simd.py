@@ -126,8 +126,13 @@ def _join(builder, parts):
 
 @instruction(types.int64, types.int64)
 def int64_at(builder, address):
-    """The 64-bit integer at an address: how a kernel reads a field of its record."""
     return _load(builder, address, _i64, 8)
+
+
+@instruction(types.int64, types.int64, types.int64)
+def get(builder, record, field):
+    """A field of a record; ``field`` is one of the offsets in `edgellm.kernels.records`."""
+    return _load(builder, builder.add(record, field), _i64, 8)
 
 
 @instruction(types.int64, types.int64)
@@ -148,6 +153,32 @@ def float_at(builder, address):
 @instruction(types.none, types.int64, types.float32)
 def set_float(builder, address, value):
     builder.store(value, _at(builder, address), align=4)
+
+
+@instruction(types.none, types.int64, types.float32)
+def set_half(builder, address, value):
+    """Store one value in half precision."""
+    if _HARDWARE_HALF:
+        half = builder.fptrunc(value, _f16)
+    else:
+        vector = _float_to_half(builder, splat_ir(builder, value))
+        half = builder.extract_element(vector, ir.Constant(_i32, 0))
+    builder.store(half, _at(builder, address), align=2)
+
+
+@instruction(types.float32, types.int64)
+def half_at(builder, address):
+    if _HARDWARE_HALF:
+        return builder.fpext(_load(builder, address, _f16, 2), _f32)
+    vector = _half_to_float(builder, splat_ir(builder, _load(builder, address, _i16, 2)))
+    return builder.extract_element(vector, ir.Constant(_i32, 0))
+
+
+@instruction(types.none, types.int64, types.float32)
+def set_byte(builder, address, value):
+    """Store the nearest signed byte of a small value, halves to even: see `round_to_ints`."""
+    shifted = builder.bitcast(builder.fadd(value, ir.Constant(_f32, 12582912.0)), _i32)
+    builder.store(builder.trunc(shifted, _i8), _at(builder, address), align=1)
 
 
 @instruction(types.none, types.int64, types.int64)
@@ -285,10 +316,7 @@ def load_halves(builder, address):
 
 @instruction(types.none, types.int64, FLOATS)
 def store_halves(builder, address, value):
-    if _HARDWARE_HALF:
-        half = builder.fptrunc(value, ir.VectorType(_f16, 16))
-    else:
-        half = _float_to_half(builder, value)
+    half = builder.fptrunc(value, ir.VectorType(_f16, 16)) if _HARDWARE_HALF else _float_to_half(builder, value)
     builder.store(half, _at(builder, address), align=2)
 
 
@@ -441,8 +469,9 @@ def _dot4_words(builder, total, weights, inputs):
     pieces = [[vector] if parts == 1 else _slices(builder, vector, parts) for vector in (total, weights, inputs)]
     for accumulated, weight, value in zip(*pieces, strict=True):
         weight, value = builder.bitcast(weight, words), builder.bitcast(value, words)
-        even = builder.and_(weight, constant_lanes(_i16, [0xFF] * 2 * width)), builder.ashr(
-            builder.shl(value, eight), eight
+        even = (
+            builder.and_(weight, constant_lanes(_i16, [0xFF] * 2 * width)),
+            builder.ashr(builder.shl(value, eight), eight),
         )
         odd = builder.lshr(weight, eight), builder.ashr(value, eight)
         result = accumulated.type
@@ -461,7 +490,7 @@ def _dot4_generic(builder, total, weights, inputs):
 
 
 def dot4_ir(builder, total, weights, inputs):
-    """Per int32 lane: total + the sum of 4 products of unsigned weight bytes and signed input bytes. Never saturates."""
+    """Per int32 lane: total + the sum of 4 products of unsigned weight bytes and signed input bytes, exact."""
     if TARGET.has("avx512vnni"):
         arguments = [total, builder.bitcast(weights, _BYTES_IR), builder.bitcast(inputs, _BYTES_IR)]
         return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS_IR, arguments)

@@ -56,6 +56,7 @@ class ReferenceExecutor:
         self._keys: list[Array] = []
         self._values: list[Array] = []
         self._blocks = 0
+        self._closed = False
         self._last_uses = _last_uses(graph)
         tables = [op for op in graph.operations if isinstance(op, Embedding) and not op.positions]
         self._vocabulary_size = min(weights.info(table.weight).shape[0] for table in tables)
@@ -100,10 +101,12 @@ class ReferenceExecutor:
         }
 
     def close(self) -> None:
-        """Drop the weights and the cache."""
-        self._decoded.clear()
-        self._weights.release()
-        self.reserve(0)
+        """Drop the weights and the cache; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._decoded.clear()
+            self._weights.release()
+            self.reserve(0)
 
     def _weight(self, name: str) -> Array:
         if name not in self._decoded:
@@ -114,7 +117,7 @@ class ReferenceExecutor:
     def _run(self, batch: Batch, keep: bool) -> Values:
         self._check(batch)
         values: Values = {}
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # a damaged file may hold any numbers
+        with np.errstate(all="ignore"):  # a damaged file may hold any numbers
             for operation, finished in zip(self.graph.operations, self._last_uses, strict=True):
                 values[operation.out.name] = self._evaluate(operation, values, batch)
                 for name in () if keep else finished:
@@ -139,8 +142,10 @@ class ReferenceExecutor:
     def _evaluate(self, operation: Operation, values: Values, batch: Batch) -> Array:
         match operation:
             case Embedding(weight=weight, scale=scale, positions=by_position):
-                rows = self._weights.rows(weight, batch.positions if by_position else batch.tokens)
-                return rows.astype(self._dtype, copy=False) * self._dtype.type(scale)
+                rows: Array = self._weights.rows(weight, batch.positions if by_position else batch.tokens)
+                rows = rows.astype(self._dtype, copy=False)
+                rows *= scale
+                return rows
             case Norm(x=x):
                 bias = None if operation.bias is None else self._weight(operation.bias)
                 weight_array = None if operation.weight is None else self._weight(operation.weight)
@@ -213,7 +218,7 @@ def _last_uses(graph: Graph) -> list[list[str]]:
 
 def norm(x: Array, weight: Array | None, bias: Array | None, operation: Norm) -> Array:
     """Root-mean-square or layer norm of each of ``operation.heads`` parts of each row."""
-    parts = x.reshape(len(x), operation.heads, x.shape[1] // operation.heads)
+    parts: Array = x.reshape(len(x), operation.heads, x.shape[1] // operation.heads)
     if operation.kind == "layer":
         parts = parts - parts.mean(axis=-1, keepdims=True)
     mean_square = np.square(parts).mean(axis=-1, keepdims=True)
@@ -265,7 +270,7 @@ def attend(
     Returns:
         (rows, kv_heads, group, value_dim).
     """
-    scores = q.transpose(1, 2, 0, 3) @ k.transpose(1, 2, 0)[:, None]  # (kv_heads, group, rows, keys)
+    scores: Array = q.transpose(1, 2, 0, 3) @ k.transpose(1, 2, 0)[:, None]  # (kv_heads, group, rows, keys)
     scores *= scores.dtype.type(operation.scale)
     if operation.softcap is not None:
         scores = soft_cap(scores, operation.softcap)
@@ -291,12 +296,15 @@ def soft_cap(x: Array, cap: float) -> Array:
 
 
 def _silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
+    active: Array = x / (1 + np.exp(-x))
+    return active
 
 
 def _gelu_tanh(x: Array) -> Array:
     """Hendrycks and Gimpel 2016, by the tanh."""
-    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi).astype(x.dtype) * (x + x.dtype.type(0.044715) * x**3)))
+    inner = np.sqrt(2 / np.pi).astype(x.dtype) * (x + x.dtype.type(0.044715) * x * x * x)
+    active: Array = x / 2 * (1 + np.tanh(inner))
+    return active
 
 
 def _gelu(x: Array) -> Array:

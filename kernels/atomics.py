@@ -1,0 +1,89 @@
+"""Instructions for threads: atomics, calls by address, and the treatment of denormal numbers."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils, types
+
+from edgellm.kernels.simd import TARGET, instruction
+
+_i32, _i64 = ir.IntType(32), ir.IntType(64)
+_pointer = ir.PointerType()
+_X86 = TARGET.has("sse2")
+_FLUSH = 0x8040  # flush to zero, denormals are zero
+
+
+@instruction(types.int64, types.int64)
+def atomic_load(builder, address):
+    return builder.load_atomic(builder.inttoptr(address, _pointer), "acquire", 8, typ=_i64)
+
+
+@instruction(types.int64, types.int64, types.int64)
+def atomic_add(builder, address, value):
+    """Add and return what was there before."""
+    return builder.atomic_rmw("add", builder.inttoptr(address, _pointer), value, "seq_cst")
+
+
+@instruction(types.int64, types.int64, types.int64)
+def atomic_exchange(builder, address, value):
+    return builder.atomic_rmw("xchg", builder.inttoptr(address, _pointer), value, "seq_cst")
+
+
+@instruction(types.none)
+def pause(builder):
+    """Tell the core that this is a waiting loop."""
+    if _X86:
+        kind = ir.FunctionType(ir.VoidType(), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+
+
+class _FunctionAddress(ir.instructions.CastInstr):
+    """A pointer to a function: LLVM's pointers carry no type, so the builder must be told which to call."""
+
+    function_type = None
+
+
+def _function_at(builder, address, kind):
+    function = builder.inttoptr(address, _pointer)
+    function.__class__ = _FunctionAddress
+    function.function_type = kind
+    return function
+
+
+@instruction(types.none, types.int64)
+def call_yield(builder, address):
+    """Call a C function without arguments, such as sched_yield."""
+    builder.call(_function_at(builder, address, ir.FunctionType(_i32, [])), [])
+
+
+@instruction(types.none, types.int64, types.int64, types.int64, types.int64)
+def call_kernel(builder, address, record, thread, threads):
+    """Call a kernel by its address, in Numba's own calling convention: result, error, arguments."""
+    kind = ir.FunctionType(_i32, [_pointer, _pointer, _i64, _i64, _i64])
+    unused = cgutils.alloca_once(builder, _i64, size=2)
+    builder.call(_function_at(builder, address, kind), [unused, unused, record, thread, threads])
+
+
+@instruction(types.int64)
+def flush_denormals(builder):
+    """Treat denormal numbers as zero in this thread: one operand of them costs a hundred cycles. Returns the state
+    before."""
+    if not _X86:
+        return ir.Constant(_i64, 0)
+    place = cgutils.alloca_once(builder, _i32)
+    kind = ir.FunctionType(ir.VoidType(), [_pointer])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.stmxcsr"), [place])
+    state = builder.load(place, typ=_i32)
+    builder.store(builder.or_(state, ir.Constant(_i32, _FLUSH)), place)
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr"), [place])
+    return builder.zext(state, _i64)
+
+
+@instruction(types.none, types.int64)
+def restore_denormals(builder, state):
+    """Put back what `flush_denormals` returned: the thread may be the host application's."""
+    if _X86:
+        place = cgutils.alloca_once(builder, _i32)
+        builder.store(builder.trunc(state, _i32), place)
+        kind = ir.FunctionType(ir.VoidType(), [_pointer])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr"), [place])

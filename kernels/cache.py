@@ -1,0 +1,99 @@
+"""Write keys and values of a step into the paged cache.
+
+A block of 32 tokens holds, per key/value head, first the keys of all heads and then the values:
+
+- keys transposed, (key_width, 32 tokens): 16 tokens are the lanes of a vector when scores are computed;
+- values as rows, (32 tokens, value_width padded to 16).
+
+Variants: ``f16``; ``q8_0``: int8 codes with one half-precision scale per 32 values of a token, all scales of a part
+behind all its codes: keys (key_width / 32, 32 tokens), values (32 tokens, value_width / 32).
+"""
+
+from __future__ import annotations
+
+from edgellm.kernels.records import CACHE as F
+from edgellm.kernels.simd import (
+    absolute,
+    float_at,
+    get,
+    helper,
+    int32_at,
+    int64_at,
+    load_floats,
+    max_lanes,
+    maximum,
+    round_to_ints,
+    set_byte,
+    set_half,
+    share,
+    splat_float,
+    store_bytes,
+)
+
+BLOCK_TOKENS = 32
+
+
+@helper
+def _key_halves(source, target, slot, width):
+    for column in range(width):
+        set_half(target + 64 * column + 2 * slot, float_at(source + 4 * column))
+
+
+@helper
+def _value_halves(source, target, slot, width):
+    row = target + slot * 2 * (-(-width // 16) * 16)
+    for column in range(width):
+        set_half(row + 2 * column, float_at(source + 4 * column))
+
+
+@helper
+def _block_scale(source):
+    return max_lanes(maximum(absolute(load_floats(source)), absolute(load_floats(source + 64)))) / 127.0
+
+
+@helper
+def _key_codes(source, target, slot, width):
+    scales = target + 32 * width
+    for block in range(width // 32):
+        scale = _block_scale(source + 128 * block)
+        set_half(scales + 64 * block + 2 * slot, scale)
+        inverse = 1.0 / scale if scale > 1e-30 else 0.0
+        for column in range(32 * block, 32 * block + 32):
+            set_byte(target + 32 * column + slot, float_at(source + 4 * column) * inverse)
+
+
+@helper
+def _value_codes(source, target, slot, width):
+    scales = target + 32 * width + slot * (width // 32) * 2
+    row = target + slot * width
+    for block in range(width // 32):
+        scale = _block_scale(source + 128 * block)
+        set_half(scales + 2 * block, scale)
+        inverse = splat_float(1.0 / scale if scale > 1e-30 else 0.0)
+        place = source + 128 * block
+        store_bytes(row + 32 * block, round_to_ints(load_floats(place) * inverse))
+        store_bytes(row + 32 * block + 16, round_to_ints(load_floats(place + 64) * inverse))
+
+
+def kernel(variant):
+    """The kernel that stores one layer's keys and values; (row, head) pairs are shared among the threads."""
+    halves = variant == "f16"
+    store_key = _key_halves if halves else _key_codes
+    store_value = _value_halves if halves else _value_codes
+
+    def store(record, thread, threads):
+        rows, heads = int64_at(get(record, F.rows)), get(record, F.heads)
+        key_width, value_width = get(record, F.key_width), get(record, F.value_width)
+        first, end = share(rows * heads, thread, threads)
+        for item in range(first, end):
+            row, head = item // heads, item % heads
+            place = int32_at(get(record, F.slots) + 4 * row)
+            block = get(record, F.cache) + (place // BLOCK_TOKENS) * get(record, F.block_bytes)
+            slot = place % BLOCK_TOKENS
+            keys = get(record, F.keys) + row * get(record, F.keys_stride) + 4 * head * key_width
+            store_key(keys, block + head * get(record, F.head_key_bytes), slot, key_width)
+            values = get(record, F.values) + row * get(record, F.values_stride) + 4 * head * value_width
+            target = block + get(record, F.values_offset) + head * get(record, F.head_value_bytes)
+            store_value(values, target, slot, value_width)
+
+    return store

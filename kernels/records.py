@@ -1,0 +1,203 @@
+"""The records that executors fill and kernels read: rows of int64 fields.
+
+Each record is a named tuple of byte offsets. This module does not import Numba, so executors can use it cheaply.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+
+def _record(name: str, *fields: str) -> Any:
+    return namedtuple(name, fields)(*(8 * number for number in range(len(fields))))
+
+
+# edgellm.kernels.matmul
+MATMUL = _record(
+    "Matmul",
+    "rows",  # address of the number of activation rows
+    "weights",  # address of the first group
+    "groups",  # number of groups of 16 weight rows
+    "blocks",  # number of blocks along a weight row
+    "input",  # address of the int8 codes (float32 for the float formats)
+    "input_stride",  # bytes from one activation row to the next
+    "scales",  # address of the activations' block scales (see quantize.py)
+    "scales_stride",  # bytes
+    "output",  # address of float32 results
+    "output_stride",  # bytes
+    "bias",  # address of float32, or 0
+    "accumulate",  # 1: add to what the output holds
+    "group_bytes",  # from one group of weights to the next
+)
+
+
+# edgellm.kernels.pack
+PACK = _record(
+    "Pack",
+    "source",  # address of the first row's bytes in the file
+    "source_stride",  # bytes from row to row
+    "rows",
+    "groups",
+    "blocks",
+    "block_bytes",  # of the file
+    "source_offset",  # in the file's block
+    "count",  # elements to move per row and block
+    "target",  # address of the first block's place in the first group
+    "group_bytes",
+    "target_block_bytes",
+    "flip",  # exclusive-ored to each element (words only)
+    "zero",  # address of four zero bytes, read for rows that do not exist
+)
+
+
+# edgellm.kernels.quantize
+QUANTIZE = _record(
+    "Quantize",
+    "rows",  # address of the number of rows
+    "blocks",  # blocks of 32 in a row
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "codes",  # address of int8
+    "codes_stride",  # bytes
+    "scales",  # address
+    "scales_stride",  # bytes
+)
+
+
+# edgellm.kernels.norm
+NORM = _record(
+    "Norm",
+    "rows",  # address of the number of rows
+    "parts",  # heads in a row, 1 for the whole row
+    "width",  # values in a part
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "output",  # address of float32
+    "output_stride",  # bytes
+    "weight",  # address of float32 (width), or 0
+    "bias",  # address of float32 (width), or 0
+    "epsilon",  # address of float32
+    "accumulate",  # 1: add to what the output holds
+    "codes",  # address of int8 to quantize to, or 0; only with parts = 1 and width % 32 = 0
+    "codes_stride",  # bytes
+    "scales",  # address, see quantize.py
+    "scales_stride",  # bytes
+    "by_column",  # 1: threads may share the columns of a row
+)
+
+
+# edgellm.kernels.rope
+ROPE = _record(
+    "Rope",
+    "rows",  # address of the number of rows
+    "heads",
+    "width",  # values in a head
+    "pairs",  # pairs of a head that turn
+    "values",  # address of float32, changed in place
+    "stride",  # bytes from row to row
+    "cosines",  # address of float32 (rows, pairs)
+    "sines",  # address of float32 (rows, pairs)
+)
+
+
+# edgellm.kernels.activation
+ACTIVATION = _record(
+    "Activation",
+    "rows",  # address of the number of rows
+    "width",  # values in a row
+    "a",  # address of float32
+    "a_stride",  # bytes
+    "b",  # address of float32, or 0
+    "b_stride",  # bytes
+    "output",  # address of float32
+    "output_stride",  # bytes
+    "factor",  # address of float32
+    "codes",  # address of int8 to quantize to, or 0; only where width % 32 = 0
+    "codes_stride",  # bytes
+    "scales",  # address, see quantize.py
+    "scales_stride",  # bytes
+)
+
+
+# edgellm.kernels.cache
+CACHE = _record(
+    "StoreCache",
+    "rows",  # address of the number of rows
+    "heads",  # key/value heads
+    "key_width",
+    "value_width",
+    "keys",  # address of float32
+    "keys_stride",  # bytes
+    "values",  # address of float32
+    "values_stride",  # bytes
+    "slots",  # address of int32 (rows): block * 32 + slot in the block
+    "cache",  # address of the layer's first block
+    "block_bytes",
+    "head_key_bytes",  # bytes of one head's keys in a block
+    "head_value_bytes",
+    "values_offset",  # where a block's values begin
+)
+
+
+# edgellm.kernels.attention
+ATTENTION = _record(
+    "Attention",
+    "rows",  # address of the number of rows
+    "heads",  # key/value heads
+    "group",  # query heads per key/value head
+    "key_width",
+    "value_width",
+    "queries",  # address of float32
+    "queries_stride",  # bytes
+    "output",  # address of float32
+    "output_stride",  # bytes
+    "positions",  # address of int32 (rows)
+    "sequences",  # address of int32 (rows)
+    "tables",  # address of int32 (sequences, blocks): block numbers
+    "tables_stride",  # address of an int64: bytes
+    "cache",  # address of the layer's first block
+    "block_bytes",
+    "head_key_bytes",
+    "head_value_bytes",
+    "values_offset",
+    "window",  # 0: none
+    "constants",  # address of float32: scale, soft cap (0: none)
+    "sinks",  # address of float32 (query heads), or 0
+    "scratch",  # address of float32 (threads, 32 + value width padded to 16)
+    "scratch_stride",  # bytes
+)
+
+
+# edgellm.kernels.rows
+ROWS = _record(
+    "SelectRows",
+    "rows",  # address of the number of chosen rows
+    "width",  # values, padded to 16
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "output",  # address of float32
+    "output_stride",  # bytes
+    "index",  # address of int32 (rows)
+)
+
+
+def _lines(name: str, *fields: str) -> Any:
+    """Fields a cache line apart, so that threads do not disturb each other."""
+    return namedtuple(name, fields)(*(64 * number for number in range(len(fields))))
+
+
+# edgellm.kernels.team: the memory that the threads of a team share
+TEAM = _lines(
+    "Team",
+    "arrived",  # threads at the barrier
+    "generation",  # barriers passed
+    "step",  # plans started
+    "closed",  # 1: workers end
+    "plan",  # address of the plan
+    "operations",  # operations in the plan
+    "threads",  # threads that take part
+    "yield_function",  # address of a C function that gives the core to another thread
+    "idle_yields",  # how often a worker yields before it sleeps
+)
+TEAM_BYTES = 64 * len(TEAM)

@@ -1,0 +1,278 @@
+"""The CPU executor: a graph on quantized weights, one call of compiled code per step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.errors import InvalidSettingError, OutOfMemoryError, UnsupportedModelError
+from edgellm.folders import kernels_folder
+from edgellm.graph import Attention, Graph, Linear, Norm
+from edgellm.kernels.library import KernelLibrary
+from edgellm.kernels.packing import (
+    CONVERSIONS,
+    RECIPES,
+    PackedMatrix,
+    pack_kernels,
+    pack_matrix,
+    packed_type,
+    ternary_to_two_bits,
+    to_q8_0,
+)
+from edgellm.kernels.target import current_target
+from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
+from edgellm.platforms.cpu_cache import CacheMemory
+from edgellm.platforms.cpu_plan import MAX_OUTPUTS, MAX_ROWS, Int64Array, Planner, Step, kernel_names
+from edgellm.platforms.features import physical_cores
+from edgellm.platforms.threads import KERNELS as TEAM_KERNELS
+from edgellm.platforms.threads import ThreadTeam
+from edgellm.weights import WeightStore
+
+Progress = Callable[[str, int, int], None]
+MAX_THREADS = 256
+logger = logging.getLogger(__name__)
+
+
+def _plan_array(steps: list[Step], addresses: dict[str, int]) -> Int64Array:
+    rows = [(addresses[step.kernel], step.record.ctypes.data, int(step.barrier), 0) for step in steps]
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+class CPUExecutor:
+    """Runs a graph with compiled kernels; see ``edgellm.platforms.batch.Executor``.
+
+    Args:
+        graph: the model.
+        weights: its weights; they are packed for the kernels, and the file's pages are given back.
+        threads: compute threads; None: one per physical core.
+        cache_type: "f16" or "q8_0".
+        progress: called with ("kernels" | "weights", done, total).
+
+    Raises:
+        UnsupportedModelError, InvalidSettingError, OutOfMemoryError.
+    """
+
+    max_rows = MAX_ROWS
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: WeightStore,
+        threads: int | None = None,
+        cache_type: str = "f16",
+        progress: Progress | None = None,
+    ) -> None:
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise InvalidSettingError(f"threads is {threads}", f"use 1 to {MAX_THREADS}")
+        self.graph = graph
+        self._weights = weights
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._cache = CacheMemory(graph.cache, cache_type)
+        self.block_bytes = self._cache.block_bytes
+        self.threads = threads or physical_cores()
+        linears = dict.fromkeys(op.weight for op in graph.operations if isinstance(op, Linear))
+        self._types = {name: weights.info(name).type.name for name in linears}
+        self._load_kernels(cache_type)
+        try:
+            matrices = self._pack_all()
+            self._plan(matrices, cache_type)
+        except MemoryError as error:
+            self._team.close()
+            raise OutOfMemoryError("the weights do not fit the memory", "use a smaller model") from error
+        except BaseException:
+            self._team.close()
+            raise
+        self._tables = np.zeros(0, np.int32)
+
+    # -- loading ------------------------------------------------------------------------------------------------
+
+    def _load_kernels(self, cache_type: str) -> None:
+        formats = {name: RECIPES[packed_type(kind)].format for name, kind in self._types.items()}
+        names = kernel_names(self.graph, formats, cache_type) | set(TEAM_KERNELS)
+        for kind in self._types.values():
+            names |= pack_kernels(kind)
+        library = KernelLibrary(current_target(), kernels_folder(), self._progress)
+        self._addresses = library.load(sorted(names))
+        self._team = ThreadTeam(self._addresses, self.threads, keep_alive=library)
+
+    def _run_kernel(self, name: str, record: Int64Array) -> None:
+        self._team.run(np.array([[self._addresses[name], record.ctypes.data, 0, 0]], np.int64))
+
+    def _pack_all(self) -> dict[str, PackedMatrix]:
+        converted = sorted({kind for kind in self._types.values() if packed_type(kind) != kind})
+        for kind in converted:
+            if kind != "TQ1_0":
+                logger.warning("weights of type %s have no kernel: converted to %s", kind, packed_type(kind))
+        matrices = {}
+        for number, name in enumerate(self._types):
+            if self._progress:
+                self._progress("weights", number, len(self._types))
+            matrices[name] = self._pack(name)
+            self._weights.release(name)
+        if self._progress:
+            self._progress("weights", len(self._types), len(self._types))
+        self._weight_bytes = sum(matrix.data.nbytes for matrix in matrices.values())
+        return matrices
+
+    def _pack(self, name: str) -> PackedMatrix:
+        info = self._weights.info(name)
+        if len(info.shape) != 2:
+            raise UnsupportedModelError(f"tensor {name} has {len(info.shape)} dimensions where a matrix is expected")
+        rows, columns = info.shape
+        kind = info.type.name
+        target = packed_type(kind)
+        if kind == target:
+            raw = self._weights.raw(name)
+        elif kind == "TQ1_0":
+            raw = ternary_to_two_bits(self._weights.raw(name))
+        elif kind in CONVERSIONS and columns % 32 == 0:
+            raw = to_q8_0(self._weights.float32(name), CONVERSIONS[kind])
+        else:
+            target, raw = "F32", self._weights.float32(name).view(np.uint8).reshape(rows, 4 * columns)
+        return pack_matrix(raw, target, rows, columns, self._run_kernel)
+
+    def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
+        planner = Planner(self.graph, matrices, self._read_vectors(), cache_type, self._cache, self.threads)
+        steps = planner.plan()
+        self._planner = planner  # keeps buffers, constants and matrices alive
+        self._matrices = matrices
+        self._inputs = planner.inputs
+        self._body = _plan_array(steps[: planner.body], self._addresses)
+        self._head = _plan_array(steps[planner.body :], self._addresses)
+        vocabulary = self.graph.vocabulary_size
+        logits = planner.logits
+        self._logits = np.lib.stride_tricks.as_strided(
+            logits.data[: MAX_OUTPUTS * logits.stride].view(np.float32), (MAX_OUTPUTS, vocabulary), (logits.stride, 4)
+        )
+        self._embedded = [
+            (operation, buffer.data[: MAX_ROWS * buffer.stride].view(np.float32).reshape(MAX_ROWS, -1))
+            for operation, buffer in planner.embeddings
+        ]
+
+    def _read_vectors(self) -> dict[str, NDArray[np.float32]]:
+        """Norm weights, biases and sinks, decoded."""
+        names: set[str | None] = set()
+        for operation in self.graph.operations:
+            match operation:
+                case Norm():
+                    names |= {operation.weight, operation.bias}
+                case Linear():
+                    names.add(operation.bias)
+                case Attention():
+                    names.add(operation.sinks)
+                case _:
+                    pass
+        return {name: self._weights.float32(name) for name in sorted(filter(None, names))}
+
+    # -- the cache ----------------------------------------------------------------------------------------------
+
+    def reserve(self, blocks: int) -> None:
+        """Allocate an empty cache of ``blocks`` blocks, in place of the one before."""
+        from edgellm.kernels.records import ATTENTION, CACHE
+
+        with self._lock:
+            self._cache.reserve(blocks)
+            for layer, store, attend in self._planner.attention_records:
+                store[CACHE.cache // 8] = attend[ATTENTION.cache // 8] = self._cache.address(layer)
+
+    def copy_block(self, source: int, destination: int) -> None:
+        """Copy the keys and values of one block, in all layers."""
+        with self._lock:
+            self._check_blocks(np.array([source, destination]))
+            self._cache.copy(source, destination)
+
+    def _check_blocks(self, blocks: NDArray[np.integer]) -> None:
+        if blocks.size and (blocks.min() < 0 or blocks.max() >= self._cache.blocks):
+            raise InvalidSettingError(f"a cache block is out of range; {self._cache.blocks} are reserved")
+
+    # -- a step -------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch) -> Float32Array:
+        """Logits (outputs, vocabulary) of the rows asked for; valid until the next step."""
+        with self._lock:
+            self._take(batch)
+            self._team.run(self._body)
+            return self._run_head(batch.outputs)
+
+    def _run_head(self, outputs: NDArray[np.int32]) -> Float32Array:
+        count = len(outputs)
+        if 0 < count <= MAX_OUTPUTS:
+            return self._run_outputs(outputs)
+        logits = np.empty((count, self.graph.vocabulary_size), np.float32)
+        for first in range(0, count, MAX_OUTPUTS):
+            part = outputs[first : first + MAX_OUTPUTS]
+            logits[first : first + len(part)] = self._run_outputs(part)
+        return logits
+
+    def _run_outputs(self, outputs: NDArray[np.int32]) -> Float32Array:
+        self._inputs.chosen[: len(outputs)] = outputs
+        self._inputs.outputs[0] = len(outputs)
+        self._team.run(self._head)
+        return self._logits[: len(outputs)]
+
+    def _take(self, batch: Batch) -> None:
+        """Check a batch and copy it to where the kernels look."""
+        rows, inputs = len(batch.tokens), self._inputs
+        if not 1 <= rows <= MAX_ROWS:
+            raise InvalidSettingError(f"a step of {rows} rows", f"use 1 to {MAX_ROWS}")
+        self._check_rows(batch)
+        inputs.rows[0] = rows
+        inputs.positions[:rows] = batch.positions
+        inputs.sequences[:rows] = batch.sequences
+        blocks = batch.block_tables[batch.sequences, batch.positions // BLOCK_TOKENS]
+        inputs.slots[:rows] = blocks * BLOCK_TOKENS + batch.positions % BLOCK_TOKENS
+        self._set_tables(batch.block_tables)
+        for operation, buffer in self._embedded:
+            ids = batch.positions if operation.positions else batch.tokens
+            values = self._weights.rows(operation.weight, ids)
+            np.multiply(values, np.float32(operation.scale), out=buffer[:rows, : values.shape[1]])
+        for table in self._planner.rope_tables:
+            angles = batch.positions[:, None] * table.frequencies
+            table.cosines[:rows] = np.cos(angles) * table.magnitude
+            table.sines[:rows] = np.sin(angles) * table.magnitude
+
+    def _check_rows(self, batch: Batch) -> None:
+        """Nothing that a kernel turns into an address may lie outside its buffer."""
+        sequences, width = batch.block_tables.shape
+        if batch.positions.min() < 0 or batch.positions.max() >= width * BLOCK_TOKENS:
+            raise InvalidSettingError("a position lies outside its block table")
+        if batch.sequences.min() < 0 or batch.sequences.max() >= sequences:
+            raise InvalidSettingError("a row names a sequence without a block table")
+        if batch.outputs.size and (batch.outputs.min() < 0 or batch.outputs.max() >= len(batch.tokens)):
+            raise InvalidSettingError("an output names a row that is not in the step")
+        self._check_blocks(batch.block_tables)
+
+    def _set_tables(self, tables: NDArray[np.int32]) -> None:
+        from edgellm.kernels.records import ATTENTION
+
+        if tables.size > self._tables.size:
+            self._tables = np.zeros(2 * tables.size, np.int32)
+            for _layer, _store, attend in self._planner.attention_records:
+                attend[ATTENTION.tables // 8] = self._tables.ctypes.data
+        self._tables[: tables.size] = tables.reshape(-1)
+        self._inputs.table_stride[0] = 4 * tables.shape[1]
+
+    # -- the rest -----------------------------------------------------------------------------------------------
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of packed weights, of the reserved cache and of buffers."""
+        return {
+            "weights": self._weight_bytes,
+            "cache": self._cache.blocks * self.block_bytes,
+            "buffers": self._planner.pool.total_bytes,
+        }
+
+    def close(self) -> None:
+        """End the threads and give all memory back; the executor cannot be used afterwards."""
+        with self._lock:
+            self._team.close()
+            self._cache.clear()
+            self._matrices = {}
+            self._embedded = []
+            self._logits = np.zeros((0, 0), np.float32)
+            del self._planner

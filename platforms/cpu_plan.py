@@ -1,0 +1,554 @@
+"""From a graph to a plan: which kernels run in which order, on which buffers, and where threads must meet.
+
+The planner walks the operations once. It gives every value a buffer (reused as soon as its value is dead), fuses what
+can be fused (quantizing into the norm or activation before a product, an addition into the product or norm before
+it), and puts a barrier only where an operation touches what another thread may still be writing or reading.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.errors import UnsupportedModelError
+from edgellm.graph import (
+    Activation,
+    Add,
+    Attention,
+    Embedding,
+    Graph,
+    Linear,
+    Norm,
+    Operation,
+    Rope,
+    Scale,
+    SelectRows,
+    SoftCap,
+    Value,
+)
+from edgellm.kernels import records
+from edgellm.kernels.packing import FLOAT_FORMATS, PackedMatrix, aligned_empty
+from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
+
+MAX_ROWS = 256
+MAX_OUTPUTS = 16
+ROWS, OUTPUTS = "rows", "outputs"  # which of the two counts of a step an operation works on
+Int64Array = NDArray[np.int64]
+
+
+def padded(width: int) -> int:
+    """A row's width in memory: whole vectors."""
+    return -(-width // 16) * 16
+
+
+@dataclass
+class Buffer:
+    """Memory for one matrix; ``size`` is its bytes."""
+
+    data: NDArray[np.uint8]
+    stride: int
+
+    @property
+    def address(self) -> int:
+        """Of the first byte."""
+        return self.data.ctypes.data
+
+
+@dataclass
+class Quantized:
+    """An activation as int8 codes and block scales (see `edgellm.kernels.quantize`)."""
+
+    codes: Buffer
+    scales: Buffer
+
+
+@dataclass
+class Step:
+    """One kernel call; ``share`` names how its work is split: equal names touch the same parts in the same thread."""
+
+    kernel: str
+    record: Int64Array
+    reads: list[Buffer]
+    writes: list[Buffer]
+    share: tuple[object, ...] | None = None
+    barrier: bool = False
+
+
+@dataclass
+class RopeTable:
+    """Cosines and sines of the step's positions for one table of frequencies."""
+
+    frequencies: NDArray[np.float64]
+    magnitude: float
+    cosines: NDArray[np.float32]
+    sines: NDArray[np.float32]
+
+
+@dataclass
+class Inputs:
+    """What a step is told: counts, positions and where the cache is, at addresses that do not change."""
+
+    rows: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
+    outputs: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
+    table_stride: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
+    positions: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_ROWS, np.int32))
+    sequences: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_ROWS, np.int32))
+    slots: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_ROWS, np.int32))
+    chosen: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_OUTPUTS, np.int32))
+
+    def count_address(self, which: str) -> int:
+        """Of the number of rows or of outputs."""
+        return (self.rows if which == ROWS else self.outputs).ctypes.data
+
+
+def _make_record(kind: Any, **fields: int) -> Int64Array:
+    """A record of `edgellm.kernels.records`; what is not named is 0."""
+    values = np.zeros(len(kind), np.int64)
+    for name, value in fields.items():
+        values[getattr(kind, name) // 8] = value
+    return values
+
+
+class BufferPool:
+    """Buffers that are free again, by size."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+        self.total_bytes = 0
+
+    def take(self, rows: int, stride: int) -> Buffer:
+        """A zeroed or used buffer of at least rows * stride bytes."""
+        size = rows * stride + 64
+        if self._free[size]:
+            return Buffer(self._free[size].pop(), stride)
+        data = aligned_empty(size)
+        data[:] = 0
+        self.total_bytes += size
+        return Buffer(data, stride)
+
+    def give(self, buffer: Buffer) -> None:
+        """The buffer's value is dead."""
+        self._free[len(buffer.data)].append(buffer.data)
+
+
+def inputs_of(operation: Operation) -> list[Value]:
+    """The values that an operation reads."""
+    match operation:
+        case Embedding():
+            return []
+        case Attention():
+            return [operation.q, operation.k, operation.v]
+        case Add():
+            return [operation.a, operation.b]
+        case Activation():
+            return [operation.gate] + ([operation.up] if operation.up else [])
+        case _:
+            return [operation.x]
+
+
+def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[str]:
+    """All kernels that a plan of this graph may call; ``formats`` gives the packed format of each weight."""
+    names = {"quantize.all", "rows.select", "activation.add", "activation.scale"}
+    for operation in graph.operations:
+        match operation:
+            case Linear():
+                names.add(matmul_kernel(formats[operation.weight]))
+            case Norm():
+                names.add(f"norm.{operation.kind}")
+            case Rope():
+                names.add("rope.interleaved" if operation.interleaved else "rope.halves")
+            case Attention():
+                names |= {f"cache.{cache_type}", f"attention.{cache_type}"}
+            case Activation():
+                if operation.kind == "gelu":
+                    raise UnsupportedModelError("the activation gelu (exact) has no kernel", "use backend='reference'")
+                names.add(f"activation.{operation.kind}")
+            case SoftCap():
+                names.add("activation.softcap")
+            case _:
+                pass
+    return names
+
+
+def matmul_kernel(packed_format: str) -> str:
+    """The kernel that multiplies by weights of a packed format."""
+    return f"floats.{packed_format}" if packed_format in FLOAT_FORMATS else f"matmul.{packed_format}"
+
+
+class Planner:
+    """Turns a graph into steps. After `plan`, ``steps[:body]`` run once per step and ``steps[body:]`` once for every
+    MAX_OUTPUTS rows whose logits are wanted."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        matrices: dict[str, PackedMatrix],
+        vectors: dict[str, NDArray[np.float32]],
+        cache_type: str,
+        cache: CacheMemory,
+        threads: int,
+    ) -> None:
+        self._graph, self._matrices, self._vectors = graph, matrices, vectors
+        self._cache, self._cache_type, self._threads = cache, cache_type, threads
+        self.inputs = Inputs()
+        self.pool = BufferPool()
+        self.steps: list[Step] = []
+        self.body = 0
+        self.embeddings: list[tuple[Embedding, Buffer]] = []
+        self.rope_tables: list[RopeTable] = []
+        self.attention_records: list[tuple[int, Int64Array, Int64Array]] = []  # layer, store's and attention's record
+        self._buffers: dict[str, Buffer] = {}
+        self._quantized: dict[str, Quantized] = {}
+        self._constants: list[NDArray[Any]] = []
+        self._tables: dict[tuple[tuple[float, ...], float], RopeTable] = {}
+        self._last_use = self._find_last_uses()
+        self._count = ROWS
+        self.logits = Buffer(aligned_empty(0), 0)
+
+    # -- bookkeeping --------------------------------------------------------------------------------------------
+
+    def _find_last_uses(self) -> dict[str, int]:
+        last = {}
+        for number, operation in enumerate(self._graph.operations):
+            for value in inputs_of(operation):
+                last[value.name] = number
+        last[self._graph.logits.name] = len(self._graph.operations)
+        return last
+
+    def _readers(self, value: Value) -> list[Operation]:
+        return [op for op in self._graph.operations if any(v.name == value.name for v in inputs_of(op))]
+
+    def _constant(self, values: Any, width: int | None = None) -> int:
+        """Address of float32 constants, padded with zeros to whole vectors."""
+        flat = np.asarray(values, np.float32).reshape(-1)
+        array = np.zeros(padded(max(width or 0, flat.size)), np.float32)
+        array[: flat.size] = flat
+        self._constants.append(array)
+        return array.ctypes.data
+
+    def _vector(self, name: str | None) -> int:
+        return 0 if name is None else self._constant(self._vectors[name])
+
+    def _rows(self) -> int:
+        return MAX_ROWS if self._count == ROWS else MAX_OUTPUTS
+
+    def _new(self, value: Value) -> Buffer:
+        buffer = self.pool.take(self._rows(), 4 * padded(value.width))
+        self._buffers[value.name] = buffer
+        return buffer
+
+    def _dead_after(self, value: Value, number: int) -> bool:
+        return self._last_use.get(value.name, -1) <= number
+
+    def _in_place(self, out: Value, x: Value, number: int) -> Buffer:
+        """A buffer for ``out`` that starts as a copy of ``x``: x's own if nobody reads x later."""
+        source = self._buffers[x.name]
+        if self._dead_after(x, number):
+            self._buffers[out.name] = source
+            return source
+        target = self._new(out)
+        self._elementwise("scale", x.width, source, None, target, factor=1.0)
+        return target
+
+    def _emit(self, kernel: str, record: Int64Array, reads: list[Buffer], writes: list[Buffer], *share: object) -> None:
+        self.steps.append(Step(kernel, record, reads, writes, share or None))
+
+    def _release_dead(self, number: int) -> None:
+        """Give back the buffers of values that no later operation reads."""
+        alive = {id(self._buffers[name].data) for name in self._buffers if self._last_use.get(name, -1) > number}
+        for name in [name for name in self._buffers if self._last_use.get(name, -1) <= number]:
+            buffer = self._buffers.pop(name)
+            if id(buffer.data) not in alive:
+                self.pool.give(buffer)
+            quantized = self._quantized.pop(name, None)
+            if quantized is not None:
+                self.pool.give(quantized.codes)
+                self.pool.give(quantized.scales)
+
+    # -- quantized activations ----------------------------------------------------------------------------------
+
+    def _wants_codes(self, value: Value) -> bool:
+        return value.width % 32 == 0 and any(
+            isinstance(op, Linear) and self._matrices[op.weight].format.name not in FLOAT_FORMATS
+            for op in self._readers(value)
+        )
+
+    def _new_quantized(self, value: Value) -> Quantized:
+        # 64 bytes more than a power of two keep rows out of each other's cache sets.
+        codes = self.pool.take(self._rows(), value.width + 64)
+        scales = self.pool.take(self._rows(), value.width // 32 * 16)
+        self._quantized[value.name] = Quantized(codes, scales)
+        return self._quantized[value.name]
+
+    def _quantize_fields(self, value: Value) -> tuple[dict[str, int], list[Buffer]]:
+        """Record fields and buffers for a kernel that quantizes its result at once, if a product wants that."""
+        if not self._wants_codes(value):
+            return {}, []
+        quantized = self._new_quantized(value)
+        fields = {
+            "codes": quantized.codes.address,
+            "codes_stride": quantized.codes.stride,
+            "scales": quantized.scales.address,
+            "scales_stride": quantized.scales.stride,
+        }
+        return fields, [quantized.codes, quantized.scales]
+
+    def _quantized_input(self, value: Value) -> Quantized:
+        if value.name not in self._quantized:
+            source = self._buffers[value.name]
+            fields, written = self._quantize_fields(value)
+            record = _make_record(
+                records.QUANTIZE,
+                rows=self.inputs.count_address(self._count),
+                blocks=value.width // 32,
+                input=source.address,
+                input_stride=source.stride,
+                **fields,
+            )
+            self._emit("quantize.all", record, [source], written)
+        return self._quantized[value.name]
+
+    # -- operations ---------------------------------------------------------------------------------------------
+
+    def plan(self) -> list[Step]:
+        """All steps, with barriers."""
+        operations = self._graph.operations
+        number = 0
+        while number < len(operations):
+            number += self._plan_one(number, operations[number])
+        self.logits = self._buffers[self._graph.logits.name]
+        self._place_barriers()
+        return self.steps
+
+    def _plan_one(self, number: int, operation: Operation) -> int:
+        """Plan one operation, or two that were fused; returns how many."""
+        used = 1
+        match operation:
+            case Embedding():
+                self.embeddings.append((operation, self._new(operation.out)))
+            case Linear() | Norm():
+                used = self._plan_with_addition(number, operation)
+            case Rope():
+                self._rope(number, operation)
+            case Attention():
+                self._attention(operation)
+            case Activation():
+                self._activation(operation)
+            case Add():
+                target = self._new(operation.out)
+                a, b = self._buffers[operation.a.name], self._buffers[operation.b.name]
+                self._elementwise("add", operation.out.width, a, b, target)
+            case Scale():
+                source = self._buffers[operation.x.name]
+                target = self._new(operation.out)
+                self._elementwise("scale", operation.x.width, source, None, target, factor=operation.factor)
+            case SoftCap():
+                source = self._buffers[operation.x.name]
+                target = self._new(operation.out)
+                self._elementwise("softcap", operation.x.width, source, None, target, factor=operation.cap)
+            case SelectRows():
+                self._select_rows(operation)
+        self._release_dead(number + used - 1)
+        return used
+
+    def _plan_with_addition(self, number: int, operation: Linear | Norm) -> int:
+        """A product or norm whose only reader adds it to a value that dies there accumulates into that value."""
+        following = self._graph.operations[number + 1] if number + 1 < len(self._graph.operations) else None
+        out = operation.out
+        plan_it = self._linear if isinstance(operation, Linear) else self._norm
+        if isinstance(following, Add) and self._dead_after(out, number + 1):
+            other = following.a if following.b == out else following.b
+            if other != out and self._dead_after(other, number + 1) and other.name in self._buffers:
+                target = self._buffers[other.name]
+                self._buffers[following.out.name] = target
+                plan_it(operation, target, True)
+                return 2
+        plan_it(operation, self._new(out), False)
+        return 1
+
+    def _linear(self, operation: Linear, target: Buffer, accumulate: bool) -> None:
+        matrix = self._matrices[operation.weight]
+        fields: dict[str, int] = {}
+        if matrix.format.name in FLOAT_FORMATS:
+            reads = [self._buffers[operation.x.name]]
+        else:
+            quantized = self._quantized_input(operation.x)
+            reads = [quantized.codes, quantized.scales]
+            fields = {"scales": quantized.scales.address, "scales_stride": quantized.scales.stride}
+        bias = self._constant(self._vectors[operation.bias], 16 * matrix.groups) if operation.bias else 0
+        record = _make_record(
+            records.MATMUL,
+            rows=self.inputs.count_address(self._count),
+            weights=matrix.data.ctypes.data,
+            groups=matrix.groups,
+            blocks=matrix.blocks,
+            input=reads[0].address,
+            input_stride=reads[0].stride,
+            output=target.address,
+            output_stride=target.stride,
+            bias=bias,
+            accumulate=int(accumulate),
+            group_bytes=matrix.format.group_bytes(matrix.blocks),
+            **fields,
+        )
+        self._emit(matmul_kernel(matrix.format.name), record, reads, [target])
+
+    def _norm(self, operation: Norm, target: Buffer, accumulate: bool) -> None:
+        source = self._buffers[operation.x.name]
+        fields: dict[str, int] = {}
+        written = [target]
+        # The result is quantized at once, unless it only goes into a sum.
+        if operation.heads == 1 and not accumulate:
+            fields, more = self._quantize_fields(operation.out)
+            written = [target, *more]
+        record = _make_record(
+            records.NORM,
+            rows=self.inputs.count_address(self._count),
+            parts=operation.heads,
+            width=operation.x.width // operation.heads,
+            input=source.address,
+            input_stride=source.stride,
+            output=target.address,
+            output_stride=target.stride,
+            weight=self._vector(operation.weight),
+            bias=self._vector(operation.bias),
+            epsilon=self._constant(operation.epsilon),
+            accumulate=int(accumulate),
+            by_column=int(operation.heads == 1),
+            **fields,
+        )
+        share = (self._count, operation.heads) if operation.heads > 1 else ()
+        self._emit(f"norm.{operation.kind}", record, [source], written, *share)
+
+    def _rope_table(self, operation: Rope) -> RopeTable:
+        key = (operation.frequencies, operation.magnitude)
+        if key not in self._tables:
+            shape = (MAX_ROWS, len(operation.frequencies))
+            frequencies = np.asarray(operation.frequencies, np.float64)
+            table = RopeTable(
+                frequencies, operation.magnitude, np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+            )
+            self._tables[key] = table
+            self.rope_tables.append(table)
+        return self._tables[key]
+
+    def _rope(self, number: int, operation: Rope) -> None:
+        target = self._in_place(operation.out, operation.x, number)
+        table = self._rope_table(operation)
+        record = _make_record(
+            records.ROPE,
+            rows=self.inputs.count_address(self._count),
+            heads=operation.heads,
+            width=operation.x.width // operation.heads,
+            pairs=len(operation.frequencies),
+            values=target.address,
+            stride=target.stride,
+            cosines=table.cosines.ctypes.data,
+            sines=table.sines.ctypes.data,
+        )
+        kernel = "rope.interleaved" if operation.interleaved else "rope.halves"
+        self._emit(kernel, record, [], [target], self._count, operation.heads)
+
+    def _attention(self, operation: Attention) -> None:
+        layout = BlockLayout.of(self._graph.cache[operation.layer], self._cache_type)
+        q, k, v = (self._buffers[value.name] for value in (operation.q, operation.k, operation.v))
+        shared = {
+            "rows": self.inputs.count_address(ROWS),
+            "heads": operation.kv_heads,
+            "key_width": layout.key_width,
+            "value_width": layout.value_width,
+            "block_bytes": layout.block_bytes,
+            "head_key_bytes": layout.head_key_bytes,
+            "head_value_bytes": layout.head_value_bytes,
+            "values_offset": layout.values_offset,
+        }
+        store = _make_record(
+            records.CACHE, keys=k.address, keys_stride=k.stride, values=v.address, values_stride=v.stride,
+            slots=self.inputs.slots.ctypes.data, **shared,
+        )  # fmt: skip
+        cache = self._cache.layer(operation.layer)
+        self._emit(f"cache.{self._cache_type}", store, [k, v], [cache], ROWS, operation.kv_heads)
+        target = self._new(operation.out)
+        scratch_stride = 4 * (32 + padded(layout.value_width)) + 64
+        scratch = self.pool.take(self._threads, scratch_stride)
+        attend = _make_record(
+            records.ATTENTION, group=operation.heads // operation.kv_heads, queries=q.address,
+            queries_stride=q.stride, output=target.address, output_stride=target.stride,
+            positions=self.inputs.positions.ctypes.data, sequences=self.inputs.sequences.ctypes.data,
+            tables_stride=self.inputs.table_stride.ctypes.data, window=operation.window or 0,
+            constants=self._constant([operation.scale, operation.softcap or 0.0]),
+            sinks=self._vector(operation.sinks), scratch=scratch.address, scratch_stride=scratch_stride, **shared,
+        )  # fmt: skip
+        self._emit(f"attention.{self._cache_type}", attend, [q, cache], [target, scratch])
+        self.pool.give(scratch)
+        self.attention_records.append((operation.layer, store, attend))
+
+    def _activation(self, operation: Activation) -> None:
+        target = self._new(operation.out)
+        gate = self._buffers[operation.gate.name]
+        up = self._buffers[operation.up.name] if operation.up else None
+        self._elementwise(operation.kind, operation.out.width, gate, up, target, out=operation.out)
+
+    def _elementwise(
+        self, kind: str, width: int, a: Buffer, b: Buffer | None, target: Buffer, *, factor: float = 0.0,
+        out: Value | None = None,
+    ) -> None:  # fmt: skip
+        fields, written = self._quantize_fields(out) if out else ({}, [])
+        record = _make_record(
+            records.ACTIVATION,
+            rows=self.inputs.count_address(self._count),
+            width=width,
+            a=a.address,
+            a_stride=a.stride,
+            b=b.address if b else 0,
+            b_stride=b.stride if b else 0,
+            output=target.address,
+            output_stride=target.stride,
+            factor=self._constant(factor),
+            **fields,
+        )
+        self._emit(f"activation.{kind}", record, [a, *([b] if b else [])], [target, *written])
+
+    def _select_rows(self, operation: SelectRows) -> None:
+        source = self._buffers[operation.x.name]
+        self.body = len(self.steps)
+        self._count = OUTPUTS
+        target = self._new(operation.out)
+        record = _make_record(
+            records.ROWS,
+            rows=self.inputs.count_address(OUTPUTS),
+            width=padded(operation.x.width),
+            input=source.address,
+            input_stride=source.stride,
+            output=target.address,
+            output_stride=target.stride,
+            index=self.inputs.chosen.ctypes.data,
+        )
+        self._emit("rows.select", record, [source], [target])
+        # The head may run several times on the same hidden rows, so their buffer is never reused.
+        self._last_use[operation.x.name] = len(self._graph.operations) + 1
+
+    # -- barriers -----------------------------------------------------------------------------------------------
+
+    def _place_barriers(self) -> None:
+        """A barrier before a step that reads what others wrote, or writes what others read or wrote, since the last
+        one; none where both split their work alike, so that each thread touches only its own part."""
+        written: dict[int, set[object]] = defaultdict(set)
+        read: dict[int, set[object]] = defaultdict(set)
+        for number, step in enumerate(self.steps):
+            share: object = step.share if step.share is not None else ("alone", number)
+            reads, writes = ({id(buffer.data) for buffer in group} for group in (step.reads, step.writes))
+            conflict = any(written[key] - {share} for key in reads | writes)
+            conflict = conflict or any(read[key] - {share} for key in writes)
+            if conflict or number == self.body:
+                step.barrier = number > 0
+                written.clear()
+                read.clear()
+            for key in writes:
+                written[key].add(share)
+            for key in reads:
+                read[key].add(share)
