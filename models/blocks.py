@@ -91,7 +91,9 @@ class GraphBuilder:
         info = self._file.tensors.get(f"{name}.weight")
         if info is None:
             raise CorruptFileError(f"tensor {name}.weight is missing", "fetch or convert the model again")
-        return info.shape[0] if len(info.shape) == 2 else 1
+        if len(info.shape) != 2 or info.shape[0] < 1:
+            raise CorruptFileError(f"tensor {name}.weight has shape {info.shape}, expected (vocabulary, {self.width})")
+        return info.shape[0]
 
     # Weights
 
@@ -262,7 +264,12 @@ class GraphBuilder:
         half = len(table.frequencies)
         if self.has("rope_freqs.weight"):
             table = table.divided_by(self._divisors("rope_freqs.weight", half))
-        if kind == "linear":
+        if kind == "longrope" or self.has("rope_factors_long.weight"):  # some converters write no type
+            length = "long" if self.context_length > original else "short"
+            table = table.divided_by(self._divisors(f"rope_factors_{length}.weight", half))
+            if not read.has("rope.scaling.attn_factor"):
+                table = table.with_magnitude(longrope_magnitude(self.model_context_length, original))
+        elif kind == "linear":
             table = table.scaled_linearly(factor)
         elif kind == "yarn":
             table = yarn_rope(
@@ -274,11 +281,6 @@ class GraphBuilder:
                 beta_slow=read.real("rope.scaling.yarn_beta_slow", default=1.0, minimum=1e-3),
                 extrapolation=read.real("rope.scaling.yarn_ext_factor", default=1.0, maximum=1.0),
             )
-        elif kind == "longrope":
-            length = "long" if self.context_length > original else "short"
-            table = table.divided_by(self._divisors(f"rope_factors_{length}.weight", half))
-            if not read.has("rope.scaling.attn_factor"):
-                table = table.with_magnitude(longrope_magnitude(self.model_context_length, original))
         elif kind != "none":
             raise UnsupportedModelError(
                 f"rope scaling {kind[:40]!r} is not known", "known: linear, yarn, longrope, none"

@@ -119,7 +119,7 @@ def _tensor_shapes(model: TinyModel, tokens: int) -> dict[str, tuple[int, ...]]:
         if model.architecture == "gemma3":
             block |= {"attn_q_norm.weight": (model.head_dim,), "attn_k_norm.weight": (model.head_dim,)}
             block |= {"post_attention_norm.weight": (model.width,), "post_ffw_norm.weight": (model.width,)}
-        if model.biases:
+        if model.biases or model.architecture == "qwen2":
             block |= {"attn_q.bias": (queries,), "attn_k.bias": (keys,), "attn_v.bias": (keys,)}
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
     return shapes
