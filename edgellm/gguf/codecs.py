@@ -86,8 +86,8 @@ def decode(raw: NDArray[Any], tensor_type: TensorType) -> Float32:
         tensor_type: how the rows are stored.
 
     Returns:
-        float32, (rows, columns), freshly allocated. Intermediate arrays stay below a few hundred kilobytes,
-        whatever the size of the input.
+        float32, (rows, columns), freshly allocated. Intermediate arrays stay below a few megabytes, whatever the size
+        of the input.
 
     Raises:
         ValueError: the rows are not bytes or not whole blocks.
@@ -110,8 +110,12 @@ def decode(raw: NDArray[Any], tensor_type: TensorType) -> Float32:
         if raw.flags.c_contiguous:
             _decode_blocks(raw, out, tensor_type)
         else:
-            for index in np.ndindex(*raw.shape[:-1]):
-                _decode_blocks(np.ascontiguousarray(raw[index]), out[index], tensor_type)
+            # Some rows of a larger array: copied a few at a time.
+            rows, values = raw.reshape(-1, row_bytes), out.reshape(-1, columns)
+            step = max(1, CHUNK_VALUES // columns)
+            for start in range(0, len(rows), step):
+                piece = np.ascontiguousarray(rows[start : start + step])
+                _decode_blocks(piece, values[start : start + step], tensor_type)
     return out
 
 

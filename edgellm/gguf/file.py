@@ -31,6 +31,7 @@ class GGUFFile:
 
     Attributes:
         path: the file, or the first part of a split file.
+        paths: all parts, in order.
         size_bytes: length of the file, of all parts together.
         metadata: the keys and their values; arrays are decoded when they are first looked up.
         tensors: name to description, in the order of the file.
@@ -38,6 +39,7 @@ class GGUFFile:
 
     def __init__(self, parts: list[_Part]) -> None:
         self.path: Path = parts[0].path
+        self.paths: tuple[Path, ...] = tuple(part.path for part in parts)
         self.size_bytes: int = sum(part.size for part in parts)
         self.metadata: Mapping[str, MetadataValue] = Metadata(parts[0].header.values, parts[0].mapping)
         tensors = {

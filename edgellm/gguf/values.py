@@ -120,6 +120,8 @@ class Metadata(Mapping[str, MetadataValue]):
         if not isinstance(value, LazyNumbers | LazyStrings | LazyNested):
             return value
         if key not in self._decoded:
+            if self._mapping.closed:
+                raise ValueError(f"the array {key!r} was not read before its file was closed")
             self._decoded[key] = _load(value, self._mapping)
         return self._decoded[key]
 
@@ -144,5 +146,4 @@ def _load(value: LazyValue, mapping: mmap.mmap) -> MetadataValue:
     dtype = np.dtype(value.dtype)
     # A copy: the values need not be aligned in the file, and the array
     # should outlive the mapping.
-    numbers = np.frombuffer(mapping[value.offset : value.offset + value.count * dtype.itemsize], dtype)
-    return numbers
+    return np.frombuffer(mapping[value.offset : value.offset + value.count * dtype.itemsize], dtype)
