@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -114,12 +115,17 @@ class _Writer:
         self._sampler = Sampler(
             request.sampling,
             vocabulary_size,
-            list(prompt),
+            prompt,
             end_of_generation=self._ends,
             token_text=tokenizer.token_bytes,
+            encode=partial(tokenizer.encode, add_special=False, parse_special=True),
         )
-        self._decoder = tokenizer.stream()
+        self._decoder = tokenizer.stream(special=False, after=prompt)
         self._stops = StopStrings(request.stop)
+        # Special tokens are not shown, so their names can only be met as tokens.
+        named = ((tokenizer.token_id(stop), stop) for stop in request.stop)
+        self._stop_tokens = {token: stop for token, stop in named if token is not None and tokenizer.is_special(token)}
+        self._stop_text: str | None = None
         self._top = min(request.logprobs, vocabulary_size)
         self._limit = request.max_tokens
         self.count = 0
@@ -131,7 +137,9 @@ class _Writer:
         self.count += 1
         finish: FinishReason | None = None
         text = ""
-        if token in self._ends:
+        if token in self._stop_tokens:
+            finish, self._stop_text = "stop", self._stop_tokens[token]
+        elif token in self._ends:
             finish = "stop"
         else:
             text = self._stops.push(self._decoder.push(token))
@@ -142,21 +150,24 @@ class _Writer:
         if finish is not None:
             text, finish = self._finish(text, finish)
         logprob, top = self._logprobs(logits, token) if self._top else (None, ())
-        return Step(text, token, logprob, top, finish, stop_text=self._stops.matched)
+        return Step(text, token, logprob, top, finish, stop_text=self._stop_text)
 
     def end(self, finish: FinishReason) -> Step:
         """A last step without a token."""
         text, finish = self._finish("", finish)
-        return Step(text, None, finish_reason=finish, stop_text=self._stops.matched)
+        return Step(text, None, finish_reason=finish, stop_text=self._stop_text)
 
     def _finish(self, text: str, finish: FinishReason) -> tuple[str, FinishReason]:
         text += self._stops.push(self._decoder.flush())
         text += self._stops.flush()
-        return text, "stop" if self._stops.matched is not None else finish
+        if self._stops.matched is None:
+            return text, finish
+        self._stop_text = self._stops.matched
+        return text, "stop"
 
     def _logprobs(self, logits: Float32Array, token: int) -> tuple[float, tuple[tuple[int, float], ...]]:
         logprobs = log_softmax(logits)
-        return float(logprobs[token]), tuple(top_logprobs(logits, self._top))
+        return float(logprobs[token]), tuple(top_logprobs(logprobs, self._top))
 
 
 class Engine:
@@ -184,6 +195,8 @@ class Engine:
         self._executor = executor
         self._tokenizer = tokenizer
         self._vocabulary_size = executor.graph.vocabulary_size
+        # Some models compute more logits than there are tokens, to round the number up.
+        self._tokens = min(self._vocabulary_size, tokenizer.vocabulary_size)
         blocks = blocks_for(context_length) if blocks is None else blocks
         executor.reserve(blocks)
         self._cache = PagedCache(blocks, executor.copy_block)
@@ -196,6 +209,11 @@ class Engine:
         # collector, possibly inside a turn of the same thread, where waiting for the lock would never end.
         self._retired: deque[CacheSequence] = deque()
         self._closed = False
+
+    def check_open(self) -> None:
+        """Raise EdgeLLMError if the engine was closed."""
+        if self._closed:
+            raise EdgeLLMError("the model is closed", "load it again with LLM.load")
 
     def prepare(self, prompt_ids: Sequence[int], spare: int = 1) -> list[int]:
         """Check a prompt; an empty one becomes the token that begins a text.
@@ -214,18 +232,13 @@ class Engine:
             ids = [begin]
         try:
             array = np.array(ids)
-            valid = (
-                array.ndim == 1
-                and array.dtype.kind in "iu"
-                and array.min() >= 0
-                and array.max() < self._vocabulary_size
-            )
+            valid = array.ndim == 1 and array.dtype.kind in "iu" and array.min() >= 0 and array.max() < self._tokens
         except (ValueError, TypeError, OverflowError):
             valid = False
         if not valid:
             raise InvalidSettingError(
                 "a prompt of token ids holds something that is no id of this model",
-                f"ids are whole numbers from 0 to {self._vocabulary_size - 1}",
+                f"ids are whole numbers from 0 to {self._tokens - 1}",
             )
         if len(ids) > self.context_length:
             raise ContextOverflowError(len(ids), self.context_length)
@@ -242,9 +255,9 @@ class Engine:
             OutOfMemoryError: (while iterating) running requests fill the whole cache.
             EdgeLLMError: (while iterating) the engine was closed.
         """
-        self._check_open()
+        self.check_open()
         prompt = self.prepare(prompt_ids, spare=0 if request.max_tokens == 0 else 1)
-        writer = _Writer(self._tokenizer, self._vocabulary_size, prompt, request)
+        writer = _Writer(self._tokenizer, self._tokens, prompt, request)
         return self._generate(prompt, request, writer)
 
     def logits(self, ids: Sequence[int]) -> Float32Array:
@@ -253,7 +266,7 @@ class Engine:
         Raises:
             OutOfMemoryError: the result does not fit the free memory.
         """
-        self._check_open()
+        self.check_open()
         if not len(ids):
             return np.empty((0, self._vocabulary_size), np.float32)
         sequence = CacheSequence(self.prepare(ids, spare=0), remember=False)
@@ -343,7 +356,7 @@ class Engine:
         # The maximum is not a number if any value is none: a broken model must not pass for an answer.
         if not isfinite(logits.max()):
             raise EdgeLLMError("the model computed values that are not numbers", "the model file may be damaged")
-        return writer.write(logits, room=len(sequence.tokens) + 1 < self.context_length)
+        return writer.write(logits[: self._tokens], room=len(sequence.tokens) + 1 < self.context_length)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -351,7 +364,7 @@ class Engine:
         with self._gate:
             self._step_lock.acquire()
         try:
-            self._check_open()
+            self.check_open()
             while self._retired:
                 self._settle(self._retired.popleft())
             yield
@@ -375,7 +388,3 @@ class Engine:
             self._cache.remember(sequence.tokens[: sequence.computed], sequence.blocks)
         self._cache.release(sequence.blocks)
         sequence.blocks = []
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EdgeLLMError("the model is closed", "load it again with LLM.load")

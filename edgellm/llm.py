@@ -125,6 +125,7 @@ class LLM:
         """The chat template of the file, or a fallback (see its ``warning``)."""
         from edgellm.chat_template import ChatTemplate
 
+        self._engine.check_open()
         return ChatTemplate.from_metadata(
             self._file.metadata, self._token_text(self.tokenizer.bos_id), self._token_text(self.tokenizer.eos_id)
         )
@@ -228,6 +229,7 @@ class LLM:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
         """The prompt that ``chat`` makes of these messages, as token ids."""
+        self._engine.check_open()
         text = self.template.render(
             [dict(message) for message in messages], tools=None if tools is None else [dict(tool) for tool in tools]
         )
@@ -285,6 +287,9 @@ class LLM:
         yield from steps
 
     def _prompt_ids(self, prompt: str | Sequence[int], max_tokens: int | None) -> list[int]:
+        self._engine.check_open()
+        if isinstance(prompt, bytes | bytearray):  # a sequence of whole numbers, but hardly meant as such
+            raise InvalidSettingError("the prompt is bytes", "decode it to text, or give a list of token ids")
         ids = self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else prompt
         return self._engine.prepare(ids, spare=0 if max_tokens == 0 else 1)
 

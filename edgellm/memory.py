@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -133,6 +132,8 @@ def _address_space_left() -> int | None:
 
 
 def _run(command: list[str]) -> str:
+    import subprocess  # takes time to import, and only macOS needs it
+
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

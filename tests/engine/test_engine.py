@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgellm.engine import Engine, Request
 from edgellm.errors import ContextOverflowError, EdgeLLMError, InvalidSettingError, OutOfMemoryError
-from edgellm.platforms.batch import BLOCK_TOKENS
+from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
 from edgellm.results import Completion, Step
 from edgellm.sampling import Sampling
 
@@ -133,22 +134,30 @@ def test_threads_take_turns_and_stay_correct() -> None:
     assert set(owners[: first_end + 1]) == set(range(len(prompts)))
 
 
-def test_two_threads_alternate() -> None:
-    engine, executor = make_engine(FakeExecutor(step_seconds=0.005), blocks=64)
-    barrier = threading.Barrier(2)
+def test_who_waits_is_next() -> None:
+    # Chunks of a prompt follow each other at once: the thread that just had its turn is the first to ask again, and
+    # must let the other one go first. Every step here lasts until the other thread is waiting.
+    executor = FakeExecutor()
+    engine, _ = make_engine(executor, chunk_rows=1)
+    original, turns = executor.step, {0: 0, 1: 0}
 
-    def work(number: int) -> None:
-        barrier.wait()
-        run(engine, [number], max_tokens=30)
+    def step(batch: Batch) -> Float32Array:
+        owner = int(batch.tokens[0])
+        turns[owner] += 1
+        patience = time.monotonic() + 10
+        while turns[1 - owner] < 40 and not engine._gate.locked() and time.monotonic() < patience:
+            time.sleep(0.0005)
+        return original(batch)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    executor.step = step  # type: ignore[method-assign]
+    threads = [threading.Thread(target=run, args=(engine, [number] * 40, 1)) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     owners = [step[0] for step in executor.steps]
-    changes = sum(a != b for a, b in pairwise(owners))
-    assert changes > 20, "a thread must not take turn after turn while another one waits"
+    assert len(owners) == 80
+    assert all(a != b for a, b in pairwise(owners))
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 5])
@@ -413,6 +422,27 @@ def test_stop_string_across_tokens() -> None:
     assert (completion.text, completion.finish_reason, completion.stop_text) == ("one start ", "stop", "stop")
     assert [step.text for step in steps] == ["one ", "", "start ", "", "", ""]
     assert completion.ids == [2, 3, 4, 5, 6, 7]
+
+
+def test_special_token_as_stop_string() -> None:
+    vocabulary = [b"<start>", b"a", b"<note>", b"b"]
+    executor = FakeExecutor(len(vocabulary), script=lambda tokens: min(len(tokens), 3))
+    engine = Engine(executor, FakeTokenizer(vocabulary, special=[0, 2]), 64)  # type: ignore[arg-type]
+    assert run(engine, [0], max_tokens=3).text == "ab"  # not shown
+    completion = run(engine, [0], stop=("<note>",))
+    assert (completion.text, completion.ids, completion.stop_text) == ("a", [1, 2], "<note>")
+    assert completion.finish_reason == "stop"
+
+
+def test_logits_beyond_the_vocabulary_are_never_chosen() -> None:
+    executor = FakeExecutor(64, script=lambda tokens: 60)
+    engine = Engine(executor, FakeTokenizer(BYTES[:50]), 64)  # type: ignore[arg-type]
+    steps = list(engine.stream([1], Request(max_tokens=20, logprobs=50, sampling=Sampling(temperature=2.0))))
+    assert all(step.id is not None and step.id < 50 for step in steps)
+    assert all(token < 50 for step in steps for token, _ in step.top_logprobs)
+    with pytest.raises(InvalidSettingError, match="0 to 49"):
+        engine.prepare([50])
+    assert engine.logits([1]).shape == (1, 64)
 
 
 def test_held_text_is_shown_at_the_end() -> None:

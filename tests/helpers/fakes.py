@@ -106,8 +106,11 @@ class FakeTokenizer:
     add_bos = add_eos = False
     eos_id = None
 
-    def __init__(self, pieces: Sequence[bytes], ends: Sequence[int] = (), bos_id: int | None = None) -> None:
+    def __init__(
+        self, pieces: Sequence[bytes], ends: Sequence[int] = (), bos_id: int | None = None, special: Sequence[int] = ()
+    ) -> None:
         self.pieces = list(pieces)
+        self.special = frozenset(special)
         self.vocabulary_size = len(self.pieces)
         self.end_of_generation = frozenset(ends)
         self.bos_id = bos_id
@@ -115,11 +118,17 @@ class FakeTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return self.pieces[token]
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def token_id(self, text: str) -> int | None:
+        return self.pieces.index(text.encode()) if text.encode() in self.pieces else None
+
+    def is_special(self, token: int) -> bool:
+        return token in self.special
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return [self.pieces.index(bytes([byte])) for byte in text.encode()]
 
-    def stream(self) -> FakeDecoder:
-        return FakeDecoder(self.pieces)
+    def stream(self, special: bool = True, after: Sequence[int] = ()) -> FakeDecoder:
+        return FakeDecoder([b"" if token in self.special else piece for token, piece in enumerate(self.pieces)])
 
 
 class FakeDecoder:
