@@ -78,7 +78,7 @@ def continuing_tokens(history: Ids, shortest: int, longest: int) -> dict[int, in
     lengths = np.zeros(max(history.size - 1, 0), np.int64)
     # `ends` holds the places e < n - 1 where history[e - length + 1 .. e] equals the last `length` tokens.
     ends = np.arange(lengths.size)
-    for length in range(longest):
+    for length in range(longest if ends.size else 0):
         ends = ends[ends >= length]
         ends = ends[history[ends - length] == history[history.size - 1 - length]]
         if not ends.size:

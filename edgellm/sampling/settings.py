@@ -209,8 +209,9 @@ def _whole(value: object) -> int:
 def _invalid(name: str, value: object) -> InvalidSettingError:
     setting = NUMBERS[name]
     kind = "a whole number" if setting.kind is int else "a number"
-    shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
-    return InvalidSettingError(f"{name} = {shown}: expected {kind} from {setting.low:.20g} to {setting.high:.20g}")
+    shown = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge number"
+    shown = shown if len(shown) <= 40 else shown[:37] + "..."
+    return InvalidSettingError(f"{name} = {shown}: expected {kind} from {setting.low} to {setting.high}")
 
 
 def _checked_breakers(breakers: object) -> tuple[str, ...]:
