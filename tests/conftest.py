@@ -12,6 +12,9 @@ import pytest
 # Test modules are imported by path (--import-mode=importlib), so their helpers need a place on sys.path of their own.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
 
+# Before NumPy is imported: on a busy machine its threads spin waiting for one another, and tests multiply small things.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from tiny_models import TinyModel, write_tiny_model
 
 
