@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgellm.cli.options import read_text_file
+from edgellm.cli.options import is_unicode, read_text_file, require_unicode
 from edgellm.cli.settings import GenerationSettings
 from edgellm.errors import ContextOverflowError, EdgeLLMError
 from edgellm.hub.files import write_atomically
@@ -98,17 +98,18 @@ class ChatSession:
         """Say something, together with the attached files; the steps of the answer follow.
 
         The answer enters the conversation as far as it came, also when it was cancelled or the loop was left.
-        When it fails, the conversation is as before.
+        When it fails, or was cancelled before it began, the conversation is as before.
 
         Raises:
             ContextOverflowError: it does not fit the context any more.
             EdgeLLMError: the template does not take such a conversation; or the engine failed.
         """
+        require_unicode(text)
         attached = [f"{name}:\n\n{content.strip()}" for name, content in self.attachments]
         before = list(self.messages), list(self.attachments), self.timings
         self.messages.append({"role": "user", "content": "\n\n".join([*attached, text] if text else attached)})
         self.attachments = []
-        return self._answer(before, cancel)
+        yield from self._answer(before, cancel)
 
     def regenerate(self, cancel: threading.Event | None = None) -> Iterator[Step]:
         """Answer the last message anew; the old answer comes back when that fails.
@@ -121,7 +122,7 @@ class ChatSession:
         before = list(self.messages), list(self.attachments), self.timings
         while self.messages[-1]["role"] != "user":
             self.messages.pop()
-        return self._answer(before, cancel)
+        yield from self._answer(before, cancel)
 
     def _answer(
         self,
@@ -129,7 +130,7 @@ class ChatSession:
         cancel: threading.Event | None,
     ) -> Iterator[Step]:
         pieces: list[str] = []
-        failed = True
+        keep = False
         try:
             steps = self.model.chat_stream(
                 [dict(message) for message in self.messages],
@@ -142,22 +143,20 @@ class ChatSession:
             for step in steps:
                 pieces.append(step.text)
                 self.timings = step.timings
+                keep = any(pieces) or step.finish_reason not in (None, "cancelled")
                 yield step
-            failed = False
         except ContextOverflowError as error:
+            keep = False
             hint = "/undo or /clear make room, --context N at the start may give more"
             raise ContextOverflowError(error.prompt_tokens, error.context_length, hint) from error
-        except GeneratorExit:
-            failed = False
-            raise
-        except KeyboardInterrupt:
-            failed = False
+        except EdgeLLMError:
+            keep = False
             raise
         finally:
-            if failed:
-                self.messages, self.attachments, self.timings = before
-            else:
+            if keep:
                 self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            else:
+                self.messages, self.attachments, self.timings = before
 
     def undo(self) -> str | None:
         """Take back the last message and its answer; returns that message, or None if there was none."""
@@ -214,7 +213,8 @@ class ChatSession:
         messages = content.get("messages") if isinstance(content, dict) else content
         settings = content.get("settings", {}) if isinstance(content, dict) else {}
         if not isinstance(messages, list) or not all(map(_is_message, messages)) or not isinstance(settings, dict):
-            raise EdgeLLMError(f"{path} does not hold a conversation", "it needs a list of messages with role and content")
+            hint = "it needs a list of messages, each with a role and a content"
+            raise EdgeLLMError(f"{path} does not hold a conversation", hint)
         changed = self.settings
         for name, value in settings.items():
             changed = changed.changed(name, str(value))
@@ -242,4 +242,5 @@ def _is_message(value: object) -> bool:
         isinstance(value, dict)
         and value.get("role") in ("system", "user", "assistant")
         and isinstance(value.get("content"), str)
+        and is_unicode(value["content"])
     )

@@ -63,6 +63,10 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except EdgeLLMError as error:
             raise ShownError(error) from error
+        except (UnicodeEncodeError, UnicodeDecodeError) as error:
+            raise ShownError(
+                EdgeLLMError(f"a text is not valid Unicode: {error.reason}", "give it as UTF-8")
+            ) from error
         except MemoryError as error:
             raise ShownError(MemoryError("out of memory; use a smaller model or a smaller --context")) from error
         except (KeyboardInterrupt, click.Abort):

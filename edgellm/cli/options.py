@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +111,28 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None and file is not None:
         raise click.UsageError("--prompt and --file exclude each other")
     if prompt is not None:
-        return prompt
-    stdin = click.get_text_stream("stdin")
-    if file is None and stdin.isatty():
+        return require_unicode(prompt)
+    if file is None and sys.stdin.isatty():
         raise click.UsageError("no text: give --prompt TEXT or --file FILE, or pipe one in")
     if file is None or str(file) == "-":
         return read_stdin()
     return read_text_file(file)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates, which stand for bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_unicode(text: str) -> str:
+    """The text itself; EdgeLLMError if it cannot be encoded."""
+    if not is_unicode(text):
+        raise EdgeLLMError(f"the text {text[:40]!a} is not valid Unicode", "give it as UTF-8")
+    return text
 
 
 def read_stdin() -> str:
@@ -125,7 +141,7 @@ def read_stdin() -> str:
     Raises:
         EdgeLLMError: it is not UTF-8.
     """
-    content = click.get_binary_stream("stdin").read()
+    content = sys.stdin.buffer.read()
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

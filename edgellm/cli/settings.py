@@ -6,13 +6,18 @@ import dataclasses
 import re
 import shlex
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgellm.cli.options import Function, collect_into, collected
 from edgellm.errors import InvalidSettingError
 from edgellm.sampling import NUMBERS, Sampling
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:  # generic only in the newer versions of click
+    _ParamType = click.ParamType
 
 _MEANINGS = {
     "dry_sequence_breakers": "a string over which DRY follows no repetition; may be given several times",
@@ -41,15 +46,14 @@ class GenerationSettings:
         if name == "max_tokens":
             return dataclasses.replace(self, max_tokens=parse_max_tokens(text))
         if name == "stop":
-            return dataclasses.replace(self, stop=() if text == "none" else tuple(map(unescape, split_words(text))))
+            return dataclasses.replace(self, stop=parse_strings(text))
         return dataclasses.replace(self, sampling=changed_sampling(self.sampling, {name: parse_setting(name, text)}))
 
     def shown(self) -> dict[str, str]:
         """Every setting by name, as a user would type it."""
-        values = {field.name: getattr(self.sampling, field.name) for field in dataclasses.fields(Sampling)}
-        return {
-            name: _shown(value) for name, value in {"max_tokens": self.max_tokens, "stop": self.stop, **values}.items()
-        }
+        values = {name: _shown(getattr(self.sampling, name)) for name in setting_names()[2:]}
+        values["samplers"] = ";".join(self.sampling.samplers) or ";"
+        return {"max_tokens": _shown(self.max_tokens), "stop": _shown(self.stop), **values}
 
 
 def setting_names() -> list[str]:
@@ -60,7 +64,7 @@ def setting_names() -> list[str]:
 def parse_setting(name: str, text: str) -> Any:
     """The value of a sampling setting as a user types it; several strings are separated as in a shell."""
     if name == "dry_sequence_breakers":
-        return () if text == "none" else tuple(map(unescape, split_words(text)))
+        return parse_strings(text)
     if name == "logit_bias":
         return {} if text == "none" else dict(map(parse_bias, split_words(text)))
     if name not in _MEANINGS and name not in NUMBERS:
@@ -75,6 +79,14 @@ def parse_max_tokens(text: str) -> int | None:
     if not text.isdecimal():
         raise InvalidSettingError(f"max_tokens = {text!r}: expected a whole number of at least 0, or none")
     return int(text)
+
+
+def parse_strings(text: str) -> tuple[str, ...]:
+    """Strings as a user types them, or none."""
+    strings = () if text == "none" else tuple(map(unescape, split_words(text)))
+    if "" in strings:
+        raise InvalidSettingError(f"{text}: one of the strings is empty", "write none for no strings")
+    return strings
 
 
 def parse_bias(text: str) -> tuple[int | str, float | bool]:
@@ -121,13 +133,13 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        return " ".join(shlex.quote(f"{escape(str(token))}={bias:g}") for token, bias in value.items()) or "none"
+        return " ".join(shlex.quote(f"{escape(str(token))}={bias:.12g}") for token, bias in value.items()) or "none"
     if isinstance(value, tuple):
         return " ".join(shlex.quote(escape(str(item))) for item in value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
-class _SettingType(click.ParamType):
+class _SettingType(_ParamType):
     """A sampling setting on the command line, checked as everywhere else."""
 
     def __init__(self, name: str) -> None:

@@ -59,6 +59,8 @@ def _template(file: GGUFFile) -> str:
 
 def _summary(file: GGUFFile) -> dict[str, str]:
     """The lines of ``edgellm show``, those that the file has something to tell for."""
+    from edgellm.gguf import StringArray
+
     metadata = file.metadata
     architecture = str(metadata.get("general.architecture", "unknown"))
 
@@ -82,7 +84,7 @@ def _summary(file: GGUFFile) -> dict[str, str]:
         "heads": f"{heads} ({of_model('attention.head_count_kv')} for keys and values)"
         if isinstance(heads, int)
         else None,
-        "vocabulary": number(len(tokens)) if hasattr(tokens, "__len__") else None,
+        "vocabulary": number(len(tokens)) if isinstance(tokens, StringArray) else None,
         "tokenizer": " ".join(
             str(metadata[key]) for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre") if key in metadata
         ),
