@@ -16,7 +16,7 @@ from edgellm.cache import CachePlan, plan_cache
 from edgellm.engine import Engine, Request
 from edgellm.errors import InvalidSettingError
 from edgellm.gguf import GGUFFile, open_gguf
-from edgellm.memory import available_bytes, peak_bytes, resident_bytes
+from edgellm.memory import available_bytes, peak_bytes, resident_bytes, trim
 from edgellm.results import Completion, Step
 from edgellm.sampling import Sampling
 from edgellm.tokenizer import Tokenizer
@@ -31,11 +31,13 @@ CacheType = Literal["f16", "q8_0"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("download", "kernels", "weights"), how much of it is done and how much there is."""
 
-CHUNK_WEIGHT_BYTES = 32 << 30
-"""Bytes of weights times tokens of one chunk of a prompt: about a second on a small machine, so that cancelling feels
-immediate. It depends on the model alone, so that the same prompt is always cut at the same places."""
+CHUNK_WEIGHT_BYTES = 16 << 30
+"""Bytes of weights times tokens of one chunk of a prompt: less than a second on most machines, so that cancelling feels
+immediate and others have their turn; longer chunks are not faster. It depends on the model alone, so that the same
+prompt is always cut at the same places."""
 
-MIN_CHUNK_TOKENS = 32
+CHUNK_STEP = 32
+"""Chunks are multiples of this, so that kernels work on whole tiles."""
 
 log = logging.getLogger("edgellm")
 
@@ -113,7 +115,7 @@ class LLM:
             executor = _make_executor(backend, graph, file, threads, cache_type, progress)
             cleanup.callback(executor.close)
             plan = plan_cache(context, graph.context_length, executor.block_bytes, available_bytes())
-            chunk = max(MIN_CHUNK_TOKENS, CHUNK_WEIGHT_BYTES // file.size_bytes)
+            chunk = CHUNK_STEP * max(1, CHUNK_WEIGHT_BYTES // file.size_bytes // CHUNK_STEP)
             engine = Engine(executor, tokenizer, plan.context_length, plan.blocks, chunk)
             llm = cls(engine, file, tokenizer, graph, plan, sampling)
             cleanup.pop_all()
@@ -312,6 +314,7 @@ class LLM:
 def _close(engine: Engine, file: GGUFFile) -> None:
     engine.close()
     file.close()
+    trim()
 
 
 def _make_executor(

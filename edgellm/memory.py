@@ -41,6 +41,19 @@ def peak_bytes() -> int | None:
     return _status_bytes(_read("/proc/self/status"), "VmHWM")
 
 
+def trim() -> None:
+    """Hand memory that was freed back to the system; C libraries keep much of it for the next allocation."""
+    if sys.platform == "win32":
+        return
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if sys.platform == "darwin":
+        library.malloc_zone_pressure_relief(None, ctypes.c_size_t(0))
+    elif hasattr(library, "malloc_trim"):  # the GNU C library; others give memory back by themselves
+        library.malloc_trim(ctypes.c_size_t(0))
+
+
 def format_bytes(size: int) -> str:
     """A size as people read it: 512 B, 1.5 KiB, 184.0 MiB."""
     if size < 1024:
