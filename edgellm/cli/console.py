@@ -32,7 +32,9 @@ _STAGES = {
 }
 _BYTE_STAGES = frozenset({"download", "verify", "unpack"})
 _PATIENCE = 0.4
-"""Seconds a stage may take before anything is said about it."""
+"""Seconds a stage may take before a bar is drawn."""
+_LINE_PATIENCE = 2.0
+"""Seconds a stage may take before a line is written where no bar can be drawn."""
 _LINE_EVERY = 10.0
 """Seconds between lines of progress where no bar can be drawn."""
 
@@ -116,12 +118,13 @@ class ProgressDisplay:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage != self._stage or done < 0:
+        if stage != self._stage:
             self._end_stage()
             self._stage, self._began, self._last_line = stage, now, 0.0
-        if self._task is None and (now - self._began < _PATIENCE or done >= total):
+        bars = sys.stderr.isatty()
+        if self._task is None and (now - self._began < (_PATIENCE if bars else _LINE_PATIENCE) or done >= total):
             return
-        if sys.stderr.isatty():
+        if bars:
             self._draw(done, total)
         elif now - self._last_line >= _LINE_EVERY:
             self._last_line = now

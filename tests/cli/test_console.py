@@ -30,6 +30,7 @@ def test_numbers() -> None:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_PATIENCE", 0.0)
+    monkeypatch.setattr(console, "_LINE_PATIENCE", 0.0)
     monkeypatch.setattr(console, "_LINE_EVERY", 0.0)
 
 
