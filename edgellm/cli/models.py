@@ -20,8 +20,12 @@ def pull_command(model: str, force: bool) -> None:
     """
     from edgellm.hub import pull
 
-    with ProgressDisplay() as display:
-        path = pull(model, display, force)
+    try:
+        with ProgressDisplay() as display:
+            path = pull(model, display, force)
+    except KeyboardInterrupt:
+        notice("interrupted; the same command goes on from here")
+        raise
     click.echo(path)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fake_llm import FakeLLM
 
+from edgellm.cli.console import clean
 from edgellm.cli.main import COMMANDS, edgellm
 from edgellm.errors import EdgeLLMError
 from edgellm.folders import models_folder
@@ -230,6 +231,36 @@ class TestWithRealFiles:
     def test_pull_offline(self, run) -> None:
         result = run("pull", "smollm2")
         assert (result.exit_code, "this is offline" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_generate_with_a_real_engine(run, tiny_model: Callable[..., Path], architecture: str) -> None:
+    """The whole way on a small random model: the same greedy tokens as JSON, as text, and from the Python API."""
+    from edgellm import LLM, Sampling
+
+    path = tiny_model(architecture)
+    flags = [
+        "-p",
+        "hello world",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "6",
+        "--backend",
+        "reference",
+        "--context",
+        "64",
+    ]
+    answer = json.loads(run("generate", str(path), *flags, "--json", "--logprobs", "3").stdout)
+    assert run("generate", str(path), *flags).stdout.rstrip("\n") == clean(answer["text"]).rstrip("\n")
+    with LLM.load(path, backend="reference", context=64) as llm:
+        completion = llm.generate("hello world", max_tokens=6, sampling=Sampling(temperature=0), logprobs=3)
+        assert (completion.ids, completion.prompt_ids) == (answer["ids"], answer["prompt_ids"])
+    for step, token in zip(answer["logprobs"], answer["ids"], strict=True):
+        assert (step["id"], len(step["top"])) == (token, 3)
+        assert step["logprob"] == pytest.approx(step["top"][0][1])
+    long = run("generate", str(path), "-p", "hello " * 100, "--backend", "reference", "--context", "64")
+    assert (long.exit_code, "the context holds 64" in long.stderr) == (1, True)
 
 
 class TestDoctor:
