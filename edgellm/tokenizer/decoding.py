@@ -9,14 +9,11 @@ import numpy as np
 
 from edgellm.errors import InvalidSettingError
 from edgellm.tokenizer.encoders import BLOCK, byte_spellings
-from edgellm.tokenizer.metadata import corrupt, shown
 from edgellm.tokenizer.vocabulary import CUTTING_TYPES, Kind, TokenType, Vocabulary
 
-_NORMAL, _BYTE = int(TokenType.NORMAL), int(TokenType.BYTE)
+_TEXT_KINDS = (int(TokenType.NORMAL), int(TokenType.BYTE))
 _HIDDEN_KINDS = (int(TokenType.CONTROL), int(TokenType.UNKNOWN))
 _CUTTING_KINDS = tuple(map(int, CUTTING_TYPES))
-
-_BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenBytes:
@@ -51,7 +48,7 @@ class TokenBytes:
             case TokenType.CONTROL | TokenType.UNKNOWN | TokenType.USER_DEFINED:
                 return text
             case TokenType.BYTE:
-                return _byte_of(text)
+                return bytes((int(text[3:5], 16),))
             case TokenType.NORMAL:
                 return self._unspell(text) if self._spelt else text.replace(BLOCK.encode(), b" ")
             case _:
@@ -63,13 +60,6 @@ class TokenBytes:
         except (KeyError, UnicodeDecodeError):
             # Added by hand, not spelt in bytes.
             return text
-
-
-def _byte_of(text: bytes) -> bytes:
-    match = _BYTE_TOKEN.fullmatch(text)
-    if match is None:
-        raise corrupt(f"token {shown(text)} should be a byte such as <0x0A>")
-    return bytes((int(match.group(1), 16),))
 
 
 class StreamDecoder:
@@ -107,7 +97,7 @@ class StreamDecoder:
         """The bytes of ``number`` at this place: without the space that encoding put there."""
         data = self._token_bytes(number)
         kind = self._kinds[number]
-        if kind == _NORMAL or kind == _BYTE:
+        if kind in _TEXT_KINDS:
             if not self._at_start or not data:
                 return data
             self._at_start = False

@@ -113,11 +113,9 @@ def _read_ranks(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[di
     A symbol never holds a space, so the line "left right" of the file is itself the key.
     """
     merges = read_strings(metadata, "merges")
-    if merges is None and metadata.get("tokenizer.ggml.pre") == "kimi-k2":
-        # Such vocabularies rank a pair by the id of what it makes.
-        return vocabulary.ids, b""
     if merges is None:
-        raise corrupt("the file's tokenizer has no merges (key tokenizer.ggml.merges)")
+        # Kimi K2's vocabulary may come without: it ranks a pair by the id of what it makes.
+        return vocabulary.ids, b""
     ids = vocabulary.ids
     for line, merge in enumerate(merges):
         if merge.replace(b" ", b"", 1) not in ids:
@@ -175,8 +173,7 @@ class SentencePieceEncoder:
 
 def _ranks_by_score(vocabulary: Vocabulary) -> dict[bytes, int]:
     """Rank of each token: 0 for the highest score; equal scores have equal ranks."""
-    if vocabulary.scores is None:
-        raise corrupt("the file's tokenizer has no scores (key tokenizer.ggml.scores)")
+    assert vocabulary.scores is not None
     _, ranks = np.unique(-vocabulary.scores, return_inverse=True)
     return dict(zip(vocabulary.tokens, ranks.tolist(), strict=True))
 

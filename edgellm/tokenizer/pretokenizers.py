@@ -89,7 +89,7 @@ def _compiled(pattern: str) -> regex.Pattern[str]:
 
 
 def _isolate(pattern: regex.Pattern[str], text: str, *, keep_gaps: bool) -> list[str]:
-    matches = pattern.findall(text)
+    matches: list[str] = pattern.findall(text)
     if not keep_gaps or sum(map(len, matches)) == len(text):
         return matches
     pieces = []

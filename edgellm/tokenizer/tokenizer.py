@@ -11,7 +11,7 @@ from edgellm.gguf import GGUFFile, open_gguf
 from edgellm.tokenizer.decoding import StreamDecoder, TokenBytes
 from edgellm.tokenizer.encoders import BytePairEncoder, Encoder, SentencePieceEncoder
 from edgellm.tokenizer.special import SpecialFinder
-from edgellm.tokenizer.vocabulary import CUTTING_TYPES, Kind, TokenType, Vocabulary, read_vocabulary
+from edgellm.tokenizer.vocabulary import CUTTING_TYPES, Kind, TokenType, read_vocabulary
 
 
 class Tokenizer:
@@ -64,7 +64,7 @@ class Tokenizer:
         """The tokenizer of a GGUF file, which may hold nothing but a vocabulary.
 
         Args:
-            source: a path or an open file, which must stay open while the tokenizer is used.
+            source: a path, or an open file that stays open at least until the first text is encoded.
 
         Raises:
             CorruptFileError: the file or its vocabulary is damaged.
@@ -136,7 +136,7 @@ class Tokenizer:
                 vocabularies write a space before the first word of a text, which is left out at the start or after a
                 special token, but must stay where a text goes on.
         """
-        starts = not after or self._vocabulary.types[after[-1]] in CUTTING_TYPES
+        starts = len(after) == 0 or self._vocabulary.types[after[-1]] in CUTTING_TYPES
         return StreamDecoder(self._vocabulary, self._token_bytes, special=special, starts=bool(starts))
 
     def token_bytes(self, number: int) -> bytes:

@@ -25,10 +25,8 @@ class UnigramEncoder:
     """The most probable cut of a normalised text; characters in no token become the unknown token, one for a run."""
 
     def __init__(self, vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> None:
-        unknown = vocabulary.special.unknown
-        if unknown is None or vocabulary.scores is None:
-            raise corrupt("the file's unigram tokenizer has no unknown token or no scores")
-        self._unknown = unknown
+        assert vocabulary.special.unknown is not None and vocabulary.scores is not None
+        self._unknown: int = vocabulary.special.unknown
         self._rules = vocabulary.rules
         self._normalizer = _read_normalizer(metadata)
         scores = vocabulary.scores.astype(np.float64)
@@ -83,10 +81,8 @@ class UnigramEncoder:
             if not words:
                 return ""
             return (BLOCK if self._rules.add_space_prefix else "") + BLOCK.join(words)
-        if self._rules.add_space_prefix and text.strip(" "):
-            # The space goes before the first word, after the spaces that are there.
-            lead = len(text) - len(text.lstrip(" "))
-            text = text[:lead] + " " + text[lead:]
+        if self._rules.add_space_prefix:
+            text = " " + text
         return text.replace(" ", BLOCK)
 
 

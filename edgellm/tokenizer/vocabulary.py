@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
@@ -11,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.errors import UnsupportedModelError
-from edgellm.tokenizer.metadata import corrupt, read_flag, read_id, read_numbers, read_strings, read_text, shown
+from edgellm.tokenizer.metadata import PREFIX, corrupt, read_flag, read_id, read_numbers, read_strings, read_text, shown
 from edgellm.tokenizer.pretokenizers import PreTokenizer, choose_pre_tokenizer
 from edgellm.tokenizer.special_texts import ALWAYS_VISIBLE_TEXTS, END_OF_GENERATION_TEXTS, ROLE_TEXTS
+
+BYTE_TOKEN = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
+"""How a vocabulary spells a token that is one byte."""
 
 
 class Kind(Enum):
@@ -171,17 +175,20 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         pre = name if name in ("gemma4", "whitespace") else read_text(metadata, "tokenizer.ggml.pre")
         pre_tokenizer, warning = choose_pre_tokenizer(pre, ids)
     types = _read_types(metadata, len(tokens))
+    _check_byte_tokens(tokens, types)
     special = _read_special_ids(metadata, name, len(tokens), pre_tokenizer)
     special, types = _find_by_text(special, ids, types)
     end_of_generation, types = _find_end_of_generation(special, tokens, ids, types)
     left, right = _stripping(metadata, ids, types)
+    scores = _read_scores(metadata, len(tokens))
+    _check_complete(metadata, kind, special, scores)
     return Vocabulary(
         kind=kind,
         name=name,
         tokens=tokens,
         ids=ids,
         types=types,
-        scores=_read_scores(metadata, len(tokens)),
+        scores=scores,
         special=special,
         rules=_read_rules(metadata, kind, special, pre_tokenizer),
         pre_tokenizer=pre_tokenizer,
@@ -219,6 +226,24 @@ def _read_types(metadata: Mapping[str, Any], count: int) -> NDArray[np.int32]:
     types = np.array(stored, np.int32)
     types[(types < 0) | (types > max(TokenType))] = TokenType.UNDEFINED
     return types
+
+
+def _check_byte_tokens(tokens: list[bytes], types: NDArray[np.int32]) -> None:
+    for number in np.flatnonzero(types == TokenType.BYTE).tolist():
+        if BYTE_TOKEN.fullmatch(tokens[number]) is None:
+            raise corrupt(f"token {number} is {shown(tokens[number])}, it should be a byte such as <0x0A>")
+
+
+def _check_complete(
+    metadata: Mapping[str, Any], kind: Kind, special: SpecialIds, scores: NDArray[np.float32] | None
+) -> None:
+    """Whether there is what encoding needs; the merges themselves are looked at when the first text is encoded."""
+    if kind in (Kind.SPM, Kind.UGM) and scores is None:
+        raise corrupt("the file's tokenizer has no scores (key tokenizer.ggml.scores)")
+    if kind in (Kind.WPM, Kind.UGM) and special.unknown is None:
+        raise corrupt("the file's tokenizer has no unknown token (key tokenizer.ggml.unknown_token_id)")
+    if kind is Kind.BPE and PREFIX + "merges" not in metadata and metadata.get(PREFIX + "pre") != "kimi-k2":
+        raise corrupt("the file's tokenizer has no merges (key tokenizer.ggml.merges)")
 
 
 def _read_scores(metadata: Mapping[str, Any], count: int) -> NDArray[np.float32] | None:

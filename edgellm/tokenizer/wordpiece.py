@@ -6,7 +6,6 @@ import unicodedata
 from functools import lru_cache
 
 from edgellm.tokenizer.encoders import BLOCK
-from edgellm.tokenizer.metadata import corrupt
 from edgellm.tokenizer.vocabulary import Vocabulary
 
 _IDEOGRAPHS = (
@@ -27,9 +26,9 @@ _SEPARATES, _IS_WORD, _IS_DROPPED, _BELONGS = range(4)
 def _treatment(character: str) -> int:
     """What a character does to the word around it (Devlin et al. 2018, "BERT", basic tokenizer)."""
     category = unicodedata.category(character)
-    if category[0] == "Z" or character in "\t\n\r\v\f\x85":
+    if category[0] == "Z" or character in "\t\n\r":
         return _SEPARATES
-    if category[0] == "C" or character == "\ufffd":
+    if category in ("Cc", "Cf", "Cs", "Co") or character == "\ufffd":
         return _IS_DROPPED
     code = ord(character)
     if category[0] == "P" or (code < 0x7F and category[0] == "S"):
@@ -46,10 +45,8 @@ class WordPieceEncoder:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        unknown = vocabulary.special.unknown
-        if unknown is None:
-            raise corrupt("the file's WordPiece tokenizer has no unknown token (key tokenizer.ggml.unknown_token_id)")
-        self._unknown = unknown
+        assert vocabulary.special.unknown is not None
+        self._unknown: int = vocabulary.special.unknown
         self._ids = vocabulary.ids
         self._rules = vocabulary.rules
         self._lengths = sorted({len(token) for token in vocabulary.tokens}, reverse=True)
