@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import logging
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_INDEX = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
+_LOOK_UP_ATTEMPTS = 3
 _RELEASE = re.compile(r"(\d+(?:\.\d+)*)(?:\.post(\d+))?\Z")
 
 
@@ -70,9 +72,10 @@ def fetch_wheel(wheel: Wheel, folder: Path, progress: Progress | None, patience:
         DownloadError: no index has it, or none can be reached.
     """
     failure: DownloadError | None = None
+    look_up = dataclasses.replace(patience, attempts=min(patience.attempts, _LOOK_UP_ATTEMPTS))
     for index in index_urls():
         try:
-            found = find_wheel(index, wheel, patience)
+            found = find_wheel(index, wheel, look_up)
         except DownloadError as error:
             failure = failure or error
             continue
