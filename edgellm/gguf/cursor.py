@@ -67,6 +67,10 @@ class Cursor:
 
     def take(self, count: int, what: str) -> bytes:
         """Exactly ``count`` bytes, moving on."""
+        start = self.position - self._window_start
+        if start + count <= len(self._window):
+            self.position += count
+            return self._window[start : start + count]
         self.require(count, what)
         data = self.peek(count)
         self.position += count
@@ -115,7 +119,7 @@ def scan_strings(cursor: Cursor, count: int, what: str) -> NDArray[np.int64]:
     A vocabulary has hundreds of thousands of strings and nothing in the file says where each begins, so this walk is
     most of the time that opening takes. Nearly all strings are shorter than 256 bytes: the fast walk trusts the lowest
     byte of each length, and NumPy then checks the other seven for many strings at once. Where they are not zero, the
-    following strings are walked one by one, and the next fast walk is shorter, so that no mixture of lengths makes the
+    following strings are walked with care, and the next fast walk is shorter, so that no mixture of lengths makes the
     work more than proportional to the count.
 
     Returns:
@@ -134,21 +138,30 @@ def scan_strings(cursor: Cursor, count: int, what: str) -> NDArray[np.int64]:
         short = _walk_short(cursor, min(attempt, count - found))
         starts[found : found + len(short)] = short
         found += len(short)
-        careful = 8 if len(short) > 64 else 256
         attempt = _LONGEST_WALK if len(short) == attempt else max(128, 2 * len(short))
-        for index in range(found, min(found + careful, count)):
-            starts[index] = cursor.position
-            _skip_string(cursor, what, index)
-            found += 1
+        if found < count:
+            careful = min(count - found, 8 if len(short) > 64 else 256)
+            exact = _walk_exactly(cursor, careful, what, found)
+            starts[found : found + len(exact)] = exact
+            found += len(exact)
     return starts
 
 
-def _skip_string(cursor: Cursor, what: str, index: int) -> None:
-    prefix = cursor.peek(8)
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or length + 8 > cursor.remaining:
-        cursor.require(8 + length, f"{what}, string {index}")
-    cursor.position += 8 + length
+def _walk_exactly(cursor: Cursor, limit: int, what: str, index: int) -> NDArray[np.int64]:
+    """Offsets of 1 to ``limit`` next strings of any length; ``index`` is the number of the first in its array."""
+    cursor.require(8, f"{what}, string {index}")
+    base = cursor.position
+    window = cursor.peek(64 * limit)
+    found: list[int] = []
+    at = 0
+    while len(found) < limit and at + 8 <= len(window):
+        found.append(at)
+        at += 8 + _U64.unpack_from(window, at)[0]
+    if base + at > cursor.size:
+        cursor.position = base + found[-1]
+        cursor.require(at - found[-1], f"{what}, string {index + len(found) - 1}")
+    cursor.position = base + at
+    return np.array(found, np.int64) + base
 
 
 def _walk_short(cursor: Cursor, limit: int) -> NDArray[np.int64]:

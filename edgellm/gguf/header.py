@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +21,7 @@ from edgellm.gguf.values import LazyNested, LazyNumbers, LazyStrings, LazyValue,
 # hostile header can cost within reach of the size of the file.
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16
-MAX_STRINGS = 1 << 24
+MAX_STRINGS = 1 << 22
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_TENSOR_NAME_BYTES = 1024
 MAX_TEXT_BYTES = 1 << 24
@@ -323,11 +323,11 @@ def _place(cursor: Cursor, tensors: list[TensorInfo], data_offset: int) -> list[
     """Turn offsets within the data into offsets in the file, checking bounds and overlaps."""
     placed = []
     for tensor in tensors:
-        offset = data_offset + tensor.offset
-        if offset + tensor.size_bytes > cursor.size:
-            problem = f"takes {tensor.size_bytes} bytes there, but the file ends at {cursor.size}"
+        offset, size = data_offset + tensor.offset, tensor.size_bytes
+        if offset + size > cursor.size:
+            problem = f"takes {size} bytes there, but the file ends at {cursor.size}"
             raise cursor.error(f"tensor {printable(tensor.name)}", problem, offset, TRUNCATED_HINT)
-        placed.append(replace(tensor, offset=offset))
+        placed.append(TensorInfo(tensor.name, tensor.type, tensor.shape, tensor.row_bytes, size, offset))
     by_offset = sorted(placed, key=lambda tensor: tensor.offset)
     for before, after in pairwise(by_offset):
         if before.offset + before.size_bytes > after.offset:
