@@ -102,6 +102,12 @@ def kernel(variant):
             if codes:
                 row_codes = codes + row * get(record, F.codes_stride)
                 row_scales = get(record, F.scales) + row * get(record, F.scales_stride)
-                quantize_block(output, row_codes + 32 * block, row_scales + 16 * block)
+                quantize_block(
+                    output,
+                    row_codes + 32 * block,
+                    row_scales + 16 * block,
+                    get(record, F.fine_codes),
+                    get(record, F.fine_scales),
+                )
 
     return activation

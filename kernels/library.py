@@ -158,6 +158,7 @@ class KernelLibrary:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                env={**os.environ, "EDGELLM_INSTRUCTION_SET": self.target.forced},
             )
             for job in range(jobs)
         ]

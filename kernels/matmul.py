@@ -8,6 +8,9 @@ activations are quantized once to int8 with a scale per 32 values (`edgellm.kern
 
 where the first sum is exact integer arithmetic (`dot4`) and the second, the block's sum, comes with the activations.
 Codes are unpacked once for a tile of several activation rows.
+
+Variants: a packed format (``q4``), or one with ``_fine`` behind it: activations come with their quantized remainders
+(see `edgellm.kernels.quantize`), which are multiplied in the same pass over the weights.
 """
 
 from __future__ import annotations
@@ -335,12 +338,14 @@ def store_tile(tile, output, stride, bias, accumulate):
     store_result(tile[3], output + 3 * stride, bias, accumulate)
 
 
-def kernel(name):
+def kernel(variant):
     """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
+    name, _, fine = variant.partition("_")
     layout = FORMATS[name]
     code_bytes, scale_bytes = layout.code_bytes, layout.scale_bytes
     input_bytes, activation_scale_bytes = layout.values, layout.values // 32 * VALUES_PER_SCALE
-    many, one = _BLOCKS[name](TILE, name), _BLOCKS[name](1, name)
+    many, one = _BLOCKS[name](TILE, name), _BLOCKS[name](2 if fine else 1, name)
+    rows_at_once = 1 if fine else TILE
 
     @helper
     def group_by_tile(record, weights, blocks, x, s, output, bias):
@@ -355,19 +360,39 @@ def kernel(name):
             )  # fmt: skip
         store_tile(tile, output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
+    if fine:  # a row and its remainder are a tile of two
+
+        @helper
+        def no_results():
+            return (splat_float(0.0), splat_float(0.0))
+
+        @helper
+        def store(tile, output, bias, accumulate):
+            store_result(tile[0] + tile[1], output, bias, accumulate)
+    else:
+
+        @helper
+        def no_results():
+            return (splat_float(0.0),)
+
+        @helper
+        def store(tile, output, bias, accumulate):
+            store_result(tile[0], output, bias, accumulate)
+
     @helper
     def group_by_row(record, weights, blocks, x, s, output, bias):
-        tile = (splat_float(0.0),)
+        tile = no_results()
         scales = weights + blocks * code_bytes
+        fine_codes, fine_scales = get(record, F.fine_codes), get(record, F.fine_scales)
         for block in range(blocks):
             codes = weights + block * code_bytes
             for line in range(0, code_bytes, 64):
                 prefetch(codes + PREFETCH + line)
             tile = one(
-                tile, codes, scales + block * scale_bytes, x + block * input_bytes, 0,
-                s + block * activation_scale_bytes, 0,
+                tile, codes, scales + block * scale_bytes, x + block * input_bytes, fine_codes,
+                s + block * activation_scale_bytes, fine_scales,
             )  # fmt: skip
-        store_result(tile[0], output, bias, get(record, F.accumulate))
+        store(tile, output, bias, get(record, F.accumulate))
 
     def matmul(record, thread, threads):
         rows, groups, blocks = (
@@ -389,10 +414,10 @@ def kernel(name):
                 if bias:
                     bias += group * 64
                 row = start
-                while row + TILE <= stop:
+                while rows_at_once > 1 and row + rows_at_once <= stop:
                     place = output + row * get(record, F.output_stride)
                     group_by_tile(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)
-                    row += TILE
+                    row += rows_at_once
                 while row < stop:
                     place = output + row * get(record, F.output_stride)
                     group_by_row(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)

@@ -102,6 +102,12 @@ def kernel(variant):
                 row_codes = codes + row * get(record, F.codes_stride)
                 row_scales = get(record, F.scales) + row * get(record, F.scales_stride)
                 for block in range(first // 32, end // 32):
-                    quantize_block(output + 128 * block, row_codes + 32 * block, row_scales + 16 * block)
+                    quantize_block(
+                        output + 128 * block,
+                        row_codes + 32 * block,
+                        row_scales + 16 * block,
+                        get(record, F.fine_codes),
+                        get(record, F.fine_scales),
+                    )
 
     return norm

@@ -29,6 +29,8 @@ MATMUL = _record(
     "bias",  # address of float32, or 0
     "accumulate",  # 1: add to what the output holds
     "group_bytes",  # from one group of weights to the next
+    "fine_codes",  # bytes from a row's codes to those of its remainder (fine variants only)
+    "fine_scales",  # the same for its scales
 )
 
 
@@ -62,6 +64,8 @@ QUANTIZE = _record(
     "codes_stride",  # bytes
     "scales",  # address
     "scales_stride",  # bytes
+    "fine_codes",  # bytes from a row's codes to those of its remainder, 0 if none is wanted
+    "fine_scales",  # the same for its scales
 )
 
 
@@ -84,6 +88,8 @@ NORM = _record(
     "scales",  # address, see quantize.py
     "scales_stride",  # bytes
     "by_column",  # 1: threads may share the columns of a row
+    "fine_codes",  # bytes from a row's codes to those of its remainder, 0 if none is wanted
+    "fine_scales",  # the same for its scales
 )
 
 
@@ -117,6 +123,8 @@ ACTIVATION = _record(
     "codes_stride",  # bytes
     "scales",  # address, see quantize.py
     "scales_stride",  # bytes
+    "fine_codes",  # bytes from a row's codes to those of its remainder, 0 if none is wanted
+    "fine_scales",  # the same for its scales
 )
 
 

@@ -28,11 +28,15 @@ INSTRUCTION_SETS = {
 
 @dataclass(frozen=True)
 class Target:
-    """A CPU as LLVM names it. ``features`` are those present; ``all_features`` also lists those absent."""
+    """A CPU as LLVM names it: the features present, and LLVM's list of those present (+) and absent (-).
+
+    ``forced`` is what `EDGELLM_INSTRUCTION_SET` must be for another process to arrive at the same target.
+    """
 
     cpu_name: str
     features: frozenset[str]
     feature_string: str
+    forced: str = "native"
 
     def has(self, *names: str) -> bool:
         """Whether all of the named features are present."""
@@ -50,21 +54,32 @@ class Target:
         return "plain"
 
 
-@cache
 def current_target() -> Target:
     """The host's CPU, or a lower one if ``EDGELLM_INSTRUCTION_SET`` asks for it."""
+    return target_for(os.environ.get("EDGELLM_INSTRUCTION_SET", "native"))
+
+
+@cache
+def target_for(instruction_set: str) -> Target:
+    """The host's CPU ("native") with no more than the named instruction set.
+
+    Raises:
+        InvalidSettingError: the name is unknown, or the host lacks what it asks for.
+    """
     import llvmlite.binding as llvm
 
-    present = {name for name, on in llvm.get_host_cpu_features().items() if on}
+    host = llvm.get_host_cpu_features()
+    present = {name for name, on in host.items() if on}
     name = llvm.get_host_cpu_name()
-    forced = os.environ.get("EDGELLM_INSTRUCTION_SET", "native")
-    if forced != "native":
-        if forced not in INSTRUCTION_SETS:
+    if instruction_set != "native":
+        if instruction_set not in INSTRUCTION_SETS:
             known = ", ".join(["native", *INSTRUCTION_SETS])
-            raise InvalidSettingError(f"EDGELLM_INSTRUCTION_SET is {forced!r}", f"use one of {known}")
-        name, allowed = INSTRUCTION_SETS[forced]
-        known_to_llvm = set(llvm.get_host_cpu_features()) | {"evex512", "64bit"}
-        present = (present | {"64bit"}) & allowed & known_to_llvm
-    everything = sorted(llvm.get_host_cpu_features())
-    flags = ",".join(f"{'+' if feature in present else '-'}{feature}" for feature in everything)
-    return Target(name, frozenset(present), flags)
+            raise InvalidSettingError(f"EDGELLM_INSTRUCTION_SET is {instruction_set!r}", f"use one of {known}")
+        name, allowed = INSTRUCTION_SETS[instruction_set]
+        missing = (allowed & host.keys()) - present
+        if missing or "sse2" not in present:
+            absent = ", ".join(sorted(missing)) or "sse2"
+            raise InvalidSettingError(f"this CPU lacks {absent}, which {instruction_set} needs", "use native")
+        present &= allowed
+    flags = ",".join(f"{'+' if feature in present else '-'}{feature}" for feature in sorted(host))
+    return Target(name, frozenset(present), flags, instruction_set)

@@ -60,10 +60,16 @@ class Buffer:
 
 @dataclass
 class Quantized:
-    """An activation as int8 codes and block scales (see `edgellm.kernels.quantize`)."""
+    """An activation as int8 codes and block scales (see `edgellm.kernels.quantize`).
+
+    Where a product wants the remainders too, each row's stand behind it: ``fine_codes`` and ``fine_scales`` are the
+    bytes from one to the other, else 0.
+    """
 
     codes: Buffer
     scales: Buffer
+    fine_codes: int = 0
+    fine_scales: int = 0
 
 
 @dataclass
@@ -153,10 +159,11 @@ def inputs_of(operation: Operation) -> list[Value]:
 def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[str]:
     """All kernels that a plan of this graph may call; ``formats`` gives the packed format of each weight."""
     names = {"quantize.all", "rows.select", "activation.add", "activation.scale"}
+    fine = fine_products(graph)
     for operation in graph.operations:
         match operation:
             case Linear():
-                names.add(matmul_kernel(formats[operation.weight]))
+                names.add(matmul_kernel(formats[operation.weight], operation.out.name in fine))
             case Norm():
                 names.add(f"norm.{operation.kind}")
             case Rope():
@@ -174,9 +181,29 @@ def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[
     return names
 
 
-def matmul_kernel(packed_format: str) -> str:
-    """The kernel that multiplies by weights of a packed format."""
-    return f"floats.{packed_format}" if packed_format in FLOAT_FORMATS else f"matmul.{packed_format}"
+def matmul_kernel(packed_format: str, fine: bool) -> str:
+    """The kernel that multiplies by weights of a packed format, with remainders or without."""
+    if packed_format in FLOAT_FORMATS:
+        return f"floats.{packed_format}"
+    return f"matmul.{packed_format}_fine" if fine else f"matmul.{packed_format}"
+
+
+def fine_products(graph: Graph) -> frozenset[str]:
+    """Names of the products that take activations in two parts, of 16 bits together.
+
+    Of all rounding of activations, that before the vocabulary and before the values of attention does most harm, and
+    it costs least to mend: the first runs for few rows and waits for memory anyway, the second is narrow where heads
+    share their values.
+    """
+    values = {op.v.name for op in graph.operations if isinstance(op, Attention)}
+    names, selected = set(), False
+    for operation in graph.operations:
+        selected = selected or isinstance(operation, SelectRows)
+        if isinstance(operation, Linear):
+            narrow = 2 * operation.out.width <= operation.x.width
+            if selected or (narrow and operation.out.name in values):
+                names.add(operation.out.name)
+    return frozenset(names)
 
 
 class Planner:
@@ -206,6 +233,7 @@ class Planner:
         self._constants: list[NDArray[Any]] = []
         self._tables: dict[tuple[tuple[float, ...], float], RopeTable] = {}
         self._last_use = self._find_last_uses()
+        self._fine = fine_products(graph)
         self._count = ROWS
         self.logits = Buffer(aligned_empty(0), 0)
 
@@ -279,10 +307,18 @@ class Planner:
 
     def _new_quantized(self, value: Value) -> Quantized:
         # 64 bytes more than a power of two keep rows out of each other's cache sets.
-        codes = self.pool.take(self._rows(), value.width + 64)
-        scales = self.pool.take(self._rows(), value.width // 32 * 16)
-        self._quantized[value.name] = Quantized(codes, scales)
-        return self._quantized[value.name]
+        codes_bytes, scales_bytes = value.width + 64, value.width // 32 * 16
+        if any(isinstance(op, Linear) and op.out.name in self._fine for op in self._readers(value)):
+            quantized = Quantized(
+                self.pool.take(self._rows(), 2 * codes_bytes),
+                self.pool.take(self._rows(), 2 * scales_bytes),
+                codes_bytes,
+                scales_bytes,
+            )
+        else:
+            quantized = Quantized(self.pool.take(self._rows(), codes_bytes), self.pool.take(self._rows(), scales_bytes))
+        self._quantized[value.name] = quantized
+        return quantized
 
     def _quantize_fields(self, value: Value) -> tuple[dict[str, int], list[Buffer]]:
         """Record fields and buffers for a kernel that quantizes its result at once, if a product wants that."""
@@ -294,6 +330,8 @@ class Planner:
             "codes_stride": quantized.codes.stride,
             "scales": quantized.scales.address,
             "scales_stride": quantized.scales.stride,
+            "fine_codes": quantized.fine_codes,
+            "fine_scales": quantized.fine_scales,
         }
         return fields, [quantized.codes, quantized.scales]
 
@@ -378,7 +416,12 @@ class Planner:
         else:
             quantized = self._quantized_input(operation.x)
             reads = [quantized.codes, quantized.scales]
-            fields = {"scales": quantized.scales.address, "scales_stride": quantized.scales.stride}
+            fields = {
+                "scales": quantized.scales.address,
+                "scales_stride": quantized.scales.stride,
+                "fine_codes": quantized.fine_codes,
+                "fine_scales": quantized.fine_scales,
+            }
         bias = self._constant(self._vectors[operation.bias], 16 * matrix.groups) if operation.bias else 0
         record = _make_record(
             records.MATMUL,
@@ -395,7 +438,8 @@ class Planner:
             group_bytes=matrix.format.group_bytes(matrix.blocks),
             **fields,
         )
-        self._emit(matmul_kernel(matrix.format.name), record, reads, [target])
+        kernel = matmul_kernel(matrix.format.name, operation.out.name in self._fine)
+        self._emit(kernel, record, reads, [target])
 
     def _norm(self, operation: Norm, target: Buffer, accumulate: bool) -> None:
         source = self._buffers[operation.x.name]
