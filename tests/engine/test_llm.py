@@ -300,7 +300,10 @@ except AttributeError as error:
 def test_real_model_on_the_cpu(smollm2_path: Path) -> None:
     """Answers, a second turn from the cache, and memory given back."""
     llm = LLM.load(smollm2_path, context=2048)
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [
+        {"role": "system", "content": "You answer in one short sentence."},
+        {"role": "user", "content": "What is the capital of France?"},
+    ]
     first = llm.chat(messages, max_tokens=24, sampling=GREEDY)
     assert "Paris" in first.text
     messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And of Italy?"}]

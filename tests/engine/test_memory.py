@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,27 @@ def test_this_machine_tells() -> None:
 
 def test_resident_follows_use() -> None:
     before = memory.resident_bytes()
-    block = np.ones(64 << 20, np.uint8)
-    during = memory.resident_bytes()
-    del block
+    with mmap.mmap(-1, 64 << 20) as block:
+        for page in range(0, len(block), mmap.PAGESIZE):
+            block[page] = 1
+        during = memory.resident_bytes()
     after = memory.resident_bytes()
     assert before is not None and during is not None and after is not None
     assert during - before > 60 << 20
     assert during - after > 60 << 20
+
+
+def test_trim_gives_freed_memory_back() -> None:
+    memory.trim()
+    # Pieces too small for the C library to map each on its own; every other one stays, so that the heap cannot shrink.
+    pieces = [np.ones(64 << 10, np.uint8) for _ in range(2048)]
+    during = memory.resident_bytes()
+    del pieces[::2]
+    memory.trim()
+    after = memory.resident_bytes()
+    assert during is not None and after is not None
+    assert during - after > 50 << 20
+    assert len(pieces) == 1024
 
 
 def write_group(folder: Path, **files: str) -> None:
