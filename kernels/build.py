@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from edgellm.kernels.library import write_object
 from edgellm.kernels.target import current_target
@@ -19,7 +20,8 @@ def _configure() -> None:
     from numba.core import config
 
     target = current_target()
-    config.CPU_NAME, config.CPU_FEATURES = target.cpu_name, target.feature_string
+    settings: Any = config
+    settings.CPU_NAME, settings.CPU_FEATURES = target.cpu_name, target.feature_string
 
 
 def compile_kernel(name: str, path: Path) -> None:
@@ -33,7 +35,7 @@ def compile_kernel(name: str, path: Path) -> None:
     function = module.kernel(variant)
     # The symbol is made from the name: two kernels of one factory must not clash when they are linked together.
     function.__name__ = function.__qualname__ = f"edgellm_{module_name}_{variant}"
-    flags = compiler.Flags()
+    flags: Any = compiler.Flags()
     flags.no_cpython_wrapper = True
     flags.no_cfunc_wrapper = True
     flags.error_model = "numpy"  # division by zero must not raise: there is nobody to catch it

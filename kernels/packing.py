@@ -119,7 +119,8 @@ def _k3_scales(blocks: Bytes) -> Bytes:
     low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
     shifts = np.repeat(np.array([0, 2, 4, 6], np.uint8), 4)
     high = (np.tile(packed[:, 8:12], (1, 4)) >> shifts) & 3
-    return (low | (high << 4)) - np.uint8(32)
+    scales: Bytes = (low | (high << 4)) - np.uint8(32)
+    return scales
 
 
 def _iq4_xs_scales(blocks: Bytes) -> Bytes:
@@ -127,7 +128,8 @@ def _iq4_xs_scales(blocks: Bytes) -> Bytes:
     low = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=2).reshape(-1, 8)
     shifts = np.array([0, 2, 4, 6], np.uint8)
     high = np.concatenate([(blocks[:, 2:3] >> shifts) & 3, (blocks[:, 3:4] >> shifts) & 3], axis=1)
-    return (low | (high << 4)) - np.uint8(32)
+    scales: Bytes = (low | (high << 4)) - np.uint8(32)
+    return scales
 
 
 def _fifth_bits(first: int) -> Callable[[Bytes], Bytes]:

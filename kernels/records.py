@@ -10,7 +10,8 @@ from typing import Any
 
 
 def _record(name: str, *fields: str) -> Any:
-    return namedtuple(name, fields)(*(8 * number for number in range(len(fields))))
+    make: Any = namedtuple
+    return make(name, fields)(*(8 * number for number in range(len(fields))))
 
 
 # edgellm.kernels.matmul
@@ -192,7 +193,8 @@ ROWS = _record(
 
 def _lines(name: str, *fields: str) -> Any:
     """Fields a cache line apart, so that threads do not disturb each other."""
-    return namedtuple(name, fields)(*(64 * number for number in range(len(fields))))
+    make: Any = namedtuple
+    return make(name, fields)(*(64 * number for number in range(len(fields))))
 
 
 # edgellm.kernels.team: the memory that the threads of a team share

@@ -368,8 +368,12 @@ class Planner:
         match operation:
             case Embedding():
                 self.embeddings.append((operation, self._new(operation.out)))
-            case Linear() | Norm():
-                used = self._plan_with_addition(number, operation)
+            case Linear():
+                target, accumulate, used = self._target(number, operation.out)
+                self._linear(operation, target, accumulate)
+            case Norm():
+                target, accumulate, used = self._target(number, operation.out)
+                self._norm(operation, target, accumulate)
             case Rope():
                 self._rope(number, operation)
             case Attention():
@@ -393,20 +397,20 @@ class Planner:
         self._release_dead(number + used - 1)
         return used
 
-    def _plan_with_addition(self, number: int, operation: Linear | Norm) -> int:
-        """A product or norm whose only reader adds it to a value that dies there accumulates into that value."""
+    def _target(self, number: int, out: Value) -> tuple[Buffer, bool, int]:
+        """Where a product or norm writes, whether it adds to what is there, and how many operations that covers.
+
+        If its only reader is the next operation and adds it to a value that dies there, it accumulates into that
+        value.
+        """
         following = self._graph.operations[number + 1] if number + 1 < len(self._graph.operations) else None
-        out = operation.out
-        plan_it = self._linear if isinstance(operation, Linear) else self._norm
         if isinstance(following, Add) and self._dead_after(out, number + 1):
             other = following.a if following.b == out else following.b
             if other != out and self._dead_after(other, number + 1) and other.name in self._buffers:
                 target = self._buffers[other.name]
                 self._buffers[following.out.name] = target
-                plan_it(operation, target, True)
-                return 2
-        plan_it(operation, self._new(out), False)
-        return 1
+                return target, True, 2
+        return self._new(out), False, 1
 
     def _linear(self, operation: Linear, target: Buffer, accumulate: bool) -> None:
         matrix = self._matrices[operation.weight]

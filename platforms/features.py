@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -53,11 +52,11 @@ def _system_control(name: str) -> str:
 def physical_cores() -> int:
     """Cores to compute on: physical ones, performance cores where there are two kinds, within this process's share."""
     cores = available_cores()
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         count = _linux_physical_cores(cores)
         quota = _linux_quota()
         return max(1, count if quota is None else min(count, round(quota)))
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         for name in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
             value = _system_control(name)
             if value.isdigit() and int(value) > 0:
@@ -67,14 +66,14 @@ def physical_cores() -> int:
 
 def cpu_model() -> str:
     """The processor's name as its maker prints it."""
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         try:
             for line in Path("/proc/cpuinfo").read_text().splitlines():
                 if line.startswith(("model name", "Model")):
                     return line.partition(":")[2].strip()
         except OSError:
             pass
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         return _system_control("machdep.cpu.brand_string") or platform.machine()
     return platform.processor() or platform.machine()
 
