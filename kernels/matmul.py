@@ -19,11 +19,11 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.products import dot4_ir, lookup16
 from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
     FLOATS,
     INTS,
-    dot4_ir,
     get,
     helper,
     int64_at,
@@ -32,7 +32,6 @@ from edgellm.kernels.simd import (
     load_ints,
     load_signed_bytes,
     load_unsigned_bytes,
-    lookup16,
     prefetch,
     share,
     splat_float,

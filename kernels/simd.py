@@ -42,7 +42,7 @@ class _VectorModel(models.PrimitiveModel):
 
 FLOATS = Vector("floats", _f32)
 INTS = Vector("ints", _i32)
-_FLOATS_IR, _INTS_IR, _BYTES_IR = ir.VectorType(_f32, 16), ir.VectorType(_i32, 16), ir.VectorType(_i8, 64)
+_FLOATS_IR, INTS_IR, BYTES_IR = ir.VectorType(_f32, 16), ir.VectorType(_i32, 16), ir.VectorType(_i8, 64)
 
 
 def instruction(result, *parameters):
@@ -86,7 +86,7 @@ def _load(builder, address, kind, align):
     return builder.load(_at(builder, address), align=align, typ=kind)
 
 
-def _call(builder, name, result, arguments):
+def call_named(builder, name, result, arguments):
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
@@ -103,7 +103,7 @@ def splat_ir(builder, value, lanes=LANES):
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), constant_lanes(_i32, [0] * lanes))
 
 
-def _slices(builder, vector, parts):
+def slices(builder, vector, parts):
     """Cut a vector in equal parts."""
     width = vector.type.count // parts
     none = ir.Constant(vector.type, ir.Undefined)
@@ -113,8 +113,8 @@ def _slices(builder, vector, parts):
     ]
 
 
-def _join(builder, parts):
-    """The inverse of `_slices`; the number of parts is a power of two."""
+def join(builder, parts):
+    """The inverse of `slices`; the number of parts is a power of two."""
     while len(parts) > 1:
         lanes = constant_lanes(_i32, range(2 * parts[0].type.count))
         parts = [builder.shuffle_vector(a, b, lanes) for a, b in zip(parts[::2], parts[1::2], strict=True)]
@@ -226,7 +226,7 @@ def store_floats(builder, address, value):
 
 @instruction(INTS, types.int64)
 def load_ints(builder, address):
-    return _load(builder, address, _INTS_IR, 4)
+    return _load(builder, address, INTS_IR, 4)
 
 
 @instruction(types.none, types.int64, INTS)
@@ -237,12 +237,12 @@ def store_ints(builder, address, value):
 @instruction(INTS, types.int64)
 def load_unsigned_bytes(builder, address):
     """16 bytes, each widened to an int32 lane."""
-    return builder.zext(_load(builder, address, ir.VectorType(_i8, 16), 1), _INTS_IR)
+    return builder.zext(_load(builder, address, ir.VectorType(_i8, 16), 1), INTS_IR)
 
 
 @instruction(INTS, types.int64)
 def load_signed_bytes(builder, address):
-    return builder.sext(_load(builder, address, ir.VectorType(_i8, 16), 1), _INTS_IR)
+    return builder.sext(_load(builder, address, ir.VectorType(_i8, 16), 1), INTS_IR)
 
 
 @instruction(types.none, types.int64, INTS)
@@ -254,11 +254,11 @@ def store_bytes(builder, address, value):
 @instruction(FLOATS, types.int64)
 def load_bfloats(builder, address):
     """16 bfloat16 values: the upper halves of float32."""
-    raw = builder.zext(_load(builder, address, ir.VectorType(_i16, 16), 2), _INTS_IR)
+    raw = builder.zext(_load(builder, address, ir.VectorType(_i16, 16), 2), INTS_IR)
     return builder.bitcast(builder.shl(raw, constant_lanes(_i32, [16] * 16)), _FLOATS_IR)
 
 
-def _ints_constant(value):
+def ints_constant(value):
     return constant_lanes(_i32, [value] * 16)
 
 
@@ -269,37 +269,37 @@ def _half_to_float(builder, raw):
     the shifted bits, whose smallest non-zero exponent field is then 0 for half denormals, so those are built from the
     integer instead.
     """
-    bits = builder.zext(raw, _INTS_IR)
-    sign = builder.shl(builder.and_(bits, _ints_constant(0x8000)), _ints_constant(16))
-    magnitude = builder.and_(bits, _ints_constant(0x7FFF))
-    shifted = builder.add(builder.shl(magnitude, _ints_constant(13)), _ints_constant(112 << 23))
-    special = builder.add(builder.shl(magnitude, _ints_constant(13)), _ints_constant(224 << 23))
+    bits = builder.zext(raw, INTS_IR)
+    sign = builder.shl(builder.and_(bits, ints_constant(0x8000)), ints_constant(16))
+    magnitude = builder.and_(bits, ints_constant(0x7FFF))
+    shifted = builder.add(builder.shl(magnitude, ints_constant(13)), ints_constant(112 << 23))
+    special = builder.add(builder.shl(magnitude, ints_constant(13)), ints_constant(224 << 23))
     integer = builder.sitofp(magnitude, _FLOATS_IR)
     denormal = builder.fmul(integer, constant_lanes(_f32, [2.0**-24] * 16))
     value = builder.select(
-        builder.icmp_unsigned("<", magnitude, _ints_constant(0x400)), builder.bitcast(denormal, _INTS_IR), shifted
+        builder.icmp_unsigned("<", magnitude, ints_constant(0x400)), builder.bitcast(denormal, INTS_IR), shifted
     )
-    value = builder.select(builder.icmp_unsigned(">=", magnitude, _ints_constant(0x7C00)), special, value)
+    value = builder.select(builder.icmp_unsigned(">=", magnitude, ints_constant(0x7C00)), special, value)
     return builder.bitcast(builder.or_(value, sign), _FLOATS_IR)
 
 
 def _float_to_half(builder, value):
     """Round to nearest even; too large becomes infinity; results below 2^-14 keep their denormal form."""
-    bits = builder.bitcast(value, _INTS_IR)
-    sign = builder.lshr(builder.and_(bits, _ints_constant(0x80000000)), _ints_constant(16))
-    magnitude = builder.and_(bits, _ints_constant(0x7FFFFFFF))
-    odd = builder.and_(builder.lshr(magnitude, _ints_constant(13)), _ints_constant(1))
-    rounded = builder.add(builder.add(magnitude, _ints_constant(0xFFF)), odd)
-    normal = builder.sub(builder.lshr(rounded, _ints_constant(13)), _ints_constant(112 << 10))
+    bits = builder.bitcast(value, INTS_IR)
+    sign = builder.lshr(builder.and_(bits, ints_constant(0x80000000)), ints_constant(16))
+    magnitude = builder.and_(bits, ints_constant(0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(magnitude, ints_constant(13)), ints_constant(1))
+    rounded = builder.add(builder.add(magnitude, ints_constant(0xFFF)), odd)
+    normal = builder.sub(builder.lshr(rounded, ints_constant(13)), ints_constant(112 << 10))
     absolute = builder.bitcast(magnitude, _FLOATS_IR)
     # Adding 0.5 leaves |value| / 2^-24, rounded to nearest even, in the low mantissa bits.
-    shifted = builder.bitcast(builder.fadd(absolute, constant_lanes(_f32, [0.5] * 16)), _INTS_IR)
-    denormal = builder.sub(shifted, _ints_constant(0x3F000000))
-    half = builder.select(builder.icmp_unsigned("<", magnitude, _ints_constant(113 << 23)), denormal, normal)
-    large = builder.icmp_unsigned(">=", magnitude, _ints_constant(0x477FF000))
-    half = builder.select(large, _ints_constant(0x7C00), half)
-    nan = builder.icmp_unsigned(">", magnitude, _ints_constant(0x7F800000))
-    half = builder.select(nan, _ints_constant(0x7E00), half)
+    shifted = builder.bitcast(builder.fadd(absolute, constant_lanes(_f32, [0.5] * 16)), INTS_IR)
+    denormal = builder.sub(shifted, ints_constant(0x3F000000))
+    half = builder.select(builder.icmp_unsigned("<", magnitude, ints_constant(113 << 23)), denormal, normal)
+    large = builder.icmp_unsigned(">=", magnitude, ints_constant(0x477FF000))
+    half = builder.select(large, ints_constant(0x7C00), half)
+    nan = builder.icmp_unsigned(">", magnitude, ints_constant(0x7F800000))
+    half = builder.select(nan, ints_constant(0x7E00), half)
     return builder.trunc(builder.or_(half, sign), ir.VectorType(_i16, 16))
 
 
@@ -353,7 +353,7 @@ def lane_numbers(builder):
 
 @instruction(INTS, FLOATS)
 def float_bits(builder, value):
-    return builder.bitcast(value, _INTS_IR)
+    return builder.bitcast(value, INTS_IR)
 
 
 @instruction(FLOATS, INTS)
@@ -372,7 +372,7 @@ def to_floats(builder, value):
 @instruction(FLOATS, FLOATS, FLOATS, FLOATS)
 def multiply_add(builder, a, b, c):
     """a * b + c, in one rounding where the CPU can."""
-    return _call(builder, "llvm.fmuladd.v16f32", _FLOATS_IR, [a, b, c])
+    return call_named(builder, "llvm.fmuladd.v16f32", _FLOATS_IR, [a, b, c])
 
 
 @instruction(FLOATS, FLOATS, FLOATS)
@@ -387,7 +387,7 @@ def minimum(builder, a, b):
 
 @instruction(FLOATS, FLOATS)
 def absolute(builder, a):
-    return _call(builder, "llvm.fabs.v16f32", _FLOATS_IR, [a])
+    return call_named(builder, "llvm.fabs.v16f32", _FLOATS_IR, [a])
 
 
 @instruction(FLOATS, INTS, INTS, FLOATS, FLOATS)
@@ -398,7 +398,7 @@ def where_not_greater(builder, a, b, yes, no):
 
 def _reduce(builder, vector, combine):
     while vector.type.count > 1:
-        low, high = _slices(builder, vector, 2)
+        low, high = slices(builder, vector, 2)
         vector = combine(low, high)
     return builder.extract_element(vector, ir.Constant(_i32, 0))
 
@@ -420,7 +420,7 @@ def sum_int_lanes(builder, vector):
 
 @instruction(types.float32, types.float32)
 def square_root(builder, value):
-    return _call(builder, "llvm.sqrt.f32", _f32, [value])
+    return call_named(builder, "llvm.sqrt.f32", _f32, [value])
 
 
 def _binary(operation, vector, emit):
@@ -450,92 +450,6 @@ _binary(operator.or_, INTS, lambda builder, a, b: builder.or_(a, b))
 _binary(operator.xor, INTS, lambda builder, a, b: builder.xor(a, b))
 _binary(operator.lshift, INTS, lambda builder, a, b: builder.shl(a, b))
 _binary(operator.rshift, INTS, lambda builder, a, b: builder.lshr(a, b))  # bits move in as zeros
-
-
-# -- products of bytes -------------------------------------------------------------------------------------------
-
-
-def _dot4_words(builder, total, weights, inputs):
-    """dot4 where no byte product exists: even and odd bytes as 16-bit words, which `pmaddwd` multiplies exactly."""
-    width, name = 4, "llvm.x86.sse2.pmadd.wd"
-    if TARGET.has("avx512bw"):
-        width, name = 16, "llvm.x86.avx512.pmaddw.d.512"
-    elif TARGET.has("avx2"):
-        width, name = 8, "llvm.x86.avx2.pmadd.wd"
-    words = ir.VectorType(_i16, 2 * width)
-    eight = constant_lanes(_i16, [8] * 2 * width)
-    results = []
-    parts = 16 // width
-    pieces = [[vector] if parts == 1 else _slices(builder, vector, parts) for vector in (total, weights, inputs)]
-    for accumulated, weight, value in zip(*pieces, strict=True):
-        weight, value = builder.bitcast(weight, words), builder.bitcast(value, words)
-        even = (
-            builder.and_(weight, constant_lanes(_i16, [0xFF] * 2 * width)),
-            builder.ashr(builder.shl(value, eight), eight),
-        )
-        odd = builder.lshr(weight, eight), builder.ashr(value, eight)
-        result = accumulated.type
-        products = [_call(builder, name, result, list(pair)) for pair in (even, odd)]
-        results.append(builder.add(accumulated, builder.add(*products)))
-    return _join(builder, results)
-
-
-def _dot4_generic(builder, total, weights, inputs):
-    """dot4 in plain IR, for CPUs other than x86."""
-    for shift in (0, 8, 16, 24):
-        weight = builder.and_(builder.lshr(weights, _ints_constant(shift)), _ints_constant(0xFF))
-        value = builder.ashr(builder.shl(inputs, _ints_constant(24 - shift)), _ints_constant(24))
-        total = builder.add(total, builder.mul(weight, value))
-    return total
-
-
-def dot4_ir(builder, total, weights, inputs):
-    """Per int32 lane: total + the sum of 4 products of unsigned weight bytes and signed input bytes, exact."""
-    if TARGET.has("avx512vnni"):
-        arguments = [total, builder.bitcast(weights, _BYTES_IR), builder.bitcast(inputs, _BYTES_IR)]
-        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS_IR, arguments)
-    if TARGET.has("avxvnni"):
-        halves = [_slices(builder, vector, 2) for vector in (total, weights, inputs)]
-        bytes_half = ir.VectorType(_i8, 32)
-        return _join(builder, [
-            _call(builder, "llvm.x86.avx512.vpdpbusd.256", part.type,
-                  [part, builder.bitcast(weight, bytes_half), builder.bitcast(value, bytes_half)])
-            for part, weight, value in zip(*halves, strict=True)
-        ])  # fmt: skip
-    if TARGET.has("sse2"):
-        return _dot4_words(builder, total, weights, inputs)
-    return _dot4_generic(builder, total, weights, inputs)
-
-
-@instruction(INTS, INTS, INTS, INTS)
-def dot4(builder, total, weights, inputs):
-    """Per lane: total + the sum of 4 products of unsigned weight bytes and signed input bytes."""
-    return dot4_ir(builder, total, weights, inputs)
-
-
-def lookup16(table):
-    """An instruction that replaces each byte (0..15) of a vector by the entry of a constant table of 16 bytes."""
-
-    @instruction(INTS, INTS)
-    def look_up(builder, indices):
-        indices = builder.bitcast(indices, _BYTES_IR)
-        if TARGET.has("avx512bw"):
-            entries = constant_lanes(_i8, list(table) * 4)
-            found = _call(builder, "llvm.x86.avx512.pshuf.b.512", _BYTES_IR, [entries, indices])
-        elif TARGET.has("avx2"):
-            entries = constant_lanes(_i8, list(table) * 2)
-            found = _join(builder, [
-                _call(builder, "llvm.x86.avx2.pshuf.b", entries.type, [entries, half])
-                for half in _slices(builder, indices, 2)
-            ])  # fmt: skip
-        else:
-            found = constant_lanes(_i8, [table[0]] * 64)
-            for number, entry in enumerate(table[1:], start=1):
-                same = builder.icmp_unsigned("==", indices, constant_lanes(_i8, [number] * 64))
-                found = builder.select(same, constant_lanes(_i8, [entry] * 64), found)
-        return builder.bitcast(found, _INTS_IR)
-
-    return look_up
 
 
 # -- functions made of the above ---------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ from edgellm.kernels.packing import (
 from edgellm.kernels.target import current_target
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
 from edgellm.platforms.cpu_cache import CacheMemory
-from edgellm.platforms.cpu_plan import MAX_OUTPUTS, MAX_ROWS, Int64Array, Planner, Step, kernel_names
+from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
+from edgellm.platforms.cpu_plan import Planner
 from edgellm.platforms.features import physical_cores
 from edgellm.platforms.threads import KERNELS as TEAM_KERNELS
 from edgellm.platforms.threads import ThreadTeam

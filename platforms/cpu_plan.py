@@ -8,13 +8,11 @@ it), and puts a barrier only where an operation touches what another thread may 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.errors import UnsupportedModelError
 from edgellm.graph import (
     Activation,
     Add,
@@ -33,177 +31,24 @@ from edgellm.graph import (
 from edgellm.kernels import records
 from edgellm.kernels.packing import FLOAT_FORMATS, PackedMatrix, aligned_empty
 from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
-
-MAX_ROWS = 256
-MAX_OUTPUTS = 16
-ROWS, OUTPUTS = "rows", "outputs"  # which of the two counts of a step an operation works on
-Int64Array = NDArray[np.int64]
-
-
-def padded(width: int) -> int:
-    """A row's width in memory: whole vectors."""
-    return -(-width // 16) * 16
-
-
-@dataclass
-class Buffer:
-    """Memory for one matrix; ``size`` is its bytes."""
-
-    data: NDArray[np.uint8]
-    stride: int
-
-    @property
-    def address(self) -> int:
-        """Of the first byte."""
-        return self.data.ctypes.data
-
-
-@dataclass
-class Quantized:
-    """An activation as int8 codes and block scales (see `edgellm.kernels.quantize`).
-
-    Where a product wants the remainders too, each row's stand behind it: ``fine_codes`` and ``fine_scales`` are the
-    bytes from one to the other, else 0.
-    """
-
-    codes: Buffer
-    scales: Buffer
-    fine_codes: int = 0
-    fine_scales: int = 0
-
-
-@dataclass
-class Step:
-    """One kernel call; ``share`` names how its work is split: equal names touch the same parts in the same thread."""
-
-    kernel: str
-    record: Int64Array
-    reads: list[Buffer]
-    writes: list[Buffer]
-    share: tuple[object, ...] | None = None
-    barrier: bool = False
-
-
-@dataclass
-class RopeTable:
-    """Cosines and sines of the step's positions for one table of frequencies."""
-
-    frequencies: NDArray[np.float64]
-    magnitude: float
-    cosines: NDArray[np.float32]
-    sines: NDArray[np.float32]
-
-
-@dataclass
-class Inputs:
-    """What a step is told: counts, positions and where the cache is, at addresses that do not change."""
-
-    rows: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
-    outputs: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
-    table_stride: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
-    positions: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_ROWS, np.int32))
-    sequences: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_ROWS, np.int32))
-    slots: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_ROWS, np.int32))
-    chosen: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_OUTPUTS, np.int32))
-
-    def count_address(self, which: str) -> int:
-        """Of the number of rows or of outputs."""
-        return (self.rows if which == ROWS else self.outputs).ctypes.data
-
-
-def _make_record(kind: Any, **fields: int) -> Int64Array:
-    """A record of `edgellm.kernels.records`; what is not named is 0."""
-    values = np.zeros(len(kind), np.int64)
-    for name, value in fields.items():
-        values[getattr(kind, name) // 8] = value
-    return values
-
-
-class BufferPool:
-    """Buffers that are free again, by size."""
-
-    def __init__(self) -> None:
-        self._free: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
-        self.total_bytes = 0
-
-    def take(self, rows: int, stride: int) -> Buffer:
-        """A zeroed or used buffer of at least rows * stride bytes."""
-        size = rows * stride + 64
-        if self._free[size]:
-            return Buffer(self._free[size].pop(), stride)
-        data = aligned_empty(size)
-        data[:] = 0
-        self.total_bytes += size
-        return Buffer(data, stride)
-
-    def give(self, buffer: Buffer) -> None:
-        """The buffer's value is dead."""
-        self._free[len(buffer.data)].append(buffer.data)
-
-
-def inputs_of(operation: Operation) -> list[Value]:
-    """The values that an operation reads."""
-    match operation:
-        case Embedding():
-            return []
-        case Attention():
-            return [operation.q, operation.k, operation.v]
-        case Add():
-            return [operation.a, operation.b]
-        case Activation():
-            return [operation.gate] + ([operation.up] if operation.up else [])
-        case _:
-            return [operation.x]
-
-
-def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[str]:
-    """All kernels that a plan of this graph may call; ``formats`` gives the packed format of each weight."""
-    names = {"quantize.all", "rows.select", "activation.add", "activation.scale"}
-    fine = fine_products(graph)
-    for operation in graph.operations:
-        match operation:
-            case Linear():
-                names.add(matmul_kernel(formats[operation.weight], operation.out.name in fine))
-            case Norm():
-                names.add(f"norm.{operation.kind}")
-            case Rope():
-                names.add("rope.interleaved" if operation.interleaved else "rope.halves")
-            case Attention():
-                names |= {f"cache.{cache_type}", f"attention.{cache_type}"}
-            case Activation():
-                if operation.kind == "gelu":
-                    raise UnsupportedModelError("the activation gelu (exact) has no kernel", "use backend='reference'")
-                names.add(f"activation.{operation.kind}")
-            case SoftCap():
-                names.add("activation.softcap")
-            case _:
-                pass
-    return names
-
-
-def matmul_kernel(packed_format: str, fine: bool) -> str:
-    """The kernel that multiplies by weights of a packed format, with remainders or without."""
-    if packed_format in FLOAT_FORMATS:
-        return f"floats.{packed_format}"
-    return f"matmul.{packed_format}_fine" if fine else f"matmul.{packed_format}"
-
-
-def fine_products(graph: Graph) -> frozenset[str]:
-    """Names of the products that take activations in two parts, of 16 bits together.
-
-    Of all rounding of activations, that before the vocabulary and before the values of attention does most harm, and
-    it costs least to mend: the first runs for few rows and waits for memory anyway, the second is narrow where heads
-    share their values.
-    """
-    values = {op.v.name for op in graph.operations if isinstance(op, Attention)}
-    names, selected = set(), False
-    for operation in graph.operations:
-        selected = selected or isinstance(operation, SelectRows)
-        if isinstance(operation, Linear):
-            narrow = 2 * operation.out.width <= operation.x.width
-            if selected or (narrow and operation.out.name in values):
-                names.add(operation.out.name)
-    return frozenset(names)
+from edgellm.platforms.cpu_parts import (
+    MAX_OUTPUTS,
+    MAX_ROWS,
+    OUTPUTS,
+    ROWS,
+    Buffer,
+    BufferPool,
+    Inputs,
+    Int64Array,
+    Quantized,
+    RopeTable,
+    Step,
+    fine_products,
+    inputs_of,
+    make_record,
+    matmul_kernel,
+    padded,
+)
 
 
 class Planner:
@@ -339,7 +184,7 @@ class Planner:
         if value.name not in self._quantized:
             source = self._buffers[value.name]
             fields, written = self._quantize_fields(value)
-            record = _make_record(
+            record = make_record(
                 records.QUANTIZE,
                 rows=self.inputs.count_address(self._count),
                 blocks=value.width // 32,
@@ -427,7 +272,7 @@ class Planner:
                 "fine_scales": quantized.fine_scales,
             }
         bias = self._constant(self._vectors[operation.bias], 16 * matrix.groups) if operation.bias else 0
-        record = _make_record(
+        record = make_record(
             records.MATMUL,
             rows=self.inputs.count_address(self._count),
             weights=matrix.data.ctypes.data,
@@ -453,7 +298,7 @@ class Planner:
         if operation.heads == 1 and not accumulate:
             fields, more = self._quantize_fields(operation.out)
             written = [target, *more]
-        record = _make_record(
+        record = make_record(
             records.NORM,
             rows=self.inputs.count_address(self._count),
             parts=operation.heads,
@@ -487,7 +332,7 @@ class Planner:
     def _rope(self, number: int, operation: Rope) -> None:
         target = self._in_place(operation.out, operation.x, number)
         table = self._rope_table(operation)
-        record = _make_record(
+        record = make_record(
             records.ROPE,
             rows=self.inputs.count_address(self._count),
             heads=operation.heads,
@@ -514,7 +359,7 @@ class Planner:
             "head_value_bytes": layout.head_value_bytes,
             "values_offset": layout.values_offset,
         }
-        store = _make_record(
+        store = make_record(
             records.CACHE, keys=k.address, keys_stride=k.stride, values=v.address, values_stride=v.stride,
             slots=self.inputs.slots.ctypes.data, **shared,
         )  # fmt: skip
@@ -523,7 +368,7 @@ class Planner:
         target = self._new(operation.out)
         scratch_stride = 4 * (32 + padded(layout.value_width)) + 64
         scratch = self.pool.take(self._threads, scratch_stride)
-        attend = _make_record(
+        attend = make_record(
             records.ATTENTION, group=operation.heads // operation.kv_heads, queries=q.address,
             queries_stride=q.stride, output=target.address, output_stride=target.stride,
             positions=self.inputs.positions.ctypes.data, sequences=self.inputs.sequences.ctypes.data,
@@ -546,7 +391,7 @@ class Planner:
         out: Value | None = None,
     ) -> None:  # fmt: skip
         fields, written = self._quantize_fields(out) if out else ({}, [])
-        record = _make_record(
+        record = make_record(
             records.ACTIVATION,
             rows=self.inputs.count_address(self._count),
             width=width,
@@ -566,7 +411,7 @@ class Planner:
         self.body = len(self.steps)
         self._count = OUTPUTS
         target = self._new(operation.out)
-        record = _make_record(
+        record = make_record(
             records.ROWS,
             rows=self.inputs.count_address(OUTPUTS),
             width=padded(operation.x.width),
