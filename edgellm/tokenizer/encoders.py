@@ -118,7 +118,8 @@ def _read_ranks(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[di
         return vocabulary.ids, b""
     ids = vocabulary.ids
     for line, merge in enumerate(merges):
-        if merge.replace(b" ", b"", 1) not in ids:
+        made = merge.replace(b" ", b"", 1)
+        if made not in ids or made == merge:
             raise _wrong_merge(line, merge)
     count = len(merges)
     # Reversed, so that the first of equal lines counts.

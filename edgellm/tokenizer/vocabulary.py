@@ -326,8 +326,8 @@ def _find_end_of_generation(
     ending: set[int] = set()
     for text in END_OF_GENERATION_TEXTS:
         number = ids.get(text.encode())
-        if number is None or (text == "</s>" and types[number] == TokenType.USER_DEFINED):
-            # A user-defined </s> is the HTML tag for struck-out text (Gemma), not an end.
+        if number is None or (text == "</s>" and types[number] != TokenType.CONTROL and special.eos != number):
+            # Then it is the HTML tag for struck-out text (Gemma, Qwen 2), not an end.
             continue
         ending.add(number)
         types[number] = TokenType.CONTROL
