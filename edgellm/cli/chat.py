@@ -33,10 +33,17 @@ _LIMITS = {"model": "what the model was made for", "request": "as asked for", "m
 @click.option("--system-file", type=click.Path(path_type=Path), help="Read the system message from this file.")
 @click.option("--load", "load_file", type=click.Path(path_type=Path), help="Go on with a chat that /save has written.")
 @click.option("--json", "as_json", is_flag=True, help="A message a line on standard input, a JSON object a line back.")
+@click.option("--wrap/--no-wrap", default=True, help="Break lines between words at a terminal.")
 @generation_options
 @model_options
 def chat_command(
-    model: str, prompt: str | None, system: str | None, system_file: Path | None, load_file: Path | None, as_json: bool
+    model: str,
+    prompt: str | None,
+    system: str | None,
+    system_file: Path | None,
+    load_file: Path | None,
+    as_json: bool,
+    wrap: bool,
 ) -> None:
     """Talk to MODEL (smollm2 unless you name one).
 
@@ -53,10 +60,10 @@ def chat_command(
             session.system = system if system_file is None else read_text_file(system_file)
         if llm.template.warning:
             notice(llm.template.warning)
-        _run(session, llm, options, prompt, as_json)
+        _run(session, llm, options, prompt, as_json, wrap)
 
 
-def _run(session: ChatSession, llm: LLM, options: ModelOptions, prompt: str | None, as_json: bool) -> None:
+def _run(session: ChatSession, llm: LLM, options: ModelOptions, prompt: str | None, as_json: bool, wrap: bool) -> None:
     if as_json:
         lines: Iterable[bytes] = sys.stdin.buffer if prompt is None else [to_json({"content": prompt}).encode()]
         if not answer_lines(session, lines):
@@ -67,7 +74,7 @@ def _run(session: ChatSession, llm: LLM, options: ModelOptions, prompt: str | No
         from edgellm.cli.chat_terminal import TerminalChat, open_editor
 
         click.echo(_banner(llm, options))
-        TerminalChat(session, open_editor(sys.stdout.isatty())).run()
+        TerminalChat(session, open_editor(sys.stdout.isatty()), wrap and sys.stdout.isatty()).run()
 
 
 def answer_once(session: ChatSession, text: str) -> None:

@@ -130,6 +130,10 @@ def _edit(chat: TerminalChat, argument: str) -> None:
 
 
 def _read(chat: TerminalChat, argument: str) -> None:
+    if argument == "none":
+        chat.session.attachments = []
+        chat.say("no file is attached")
+        return
     path = _path(argument, "/read FILE")
     tokens = chat.session.attach(path)
     chat.say(f"{path.name} ({number(tokens)} tokens) goes with your next message")
@@ -177,7 +181,7 @@ _COMMANDS = (
     Command("/undo", "", "take back the last message and its answer", _undo),
     Command("/regen", "", "another answer to the last message", _regenerate),
     Command("/edit", "", "change the last message and send it again ($EDITOR, or here)", _edit),
-    Command("/read", "FILE", "send a text file with the next message", _read),
+    Command("/read", "FILE", "send a text file with the next message; none leaves it out again", _read),
     Command("/save", "FILE", "write the conversation to FILE.json or FILE.md", _save),
     Command("/load", "FILE", "go on with a conversation from FILE.json", _load),
     Command("/exit", "", "leave (also Ctrl-D)", _exit),

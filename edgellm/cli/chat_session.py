@@ -148,6 +148,8 @@ class ChatSession:
         except ContextOverflowError as error:
             keep = False
             hint = "/undo or /clear make room, --context N at the start may give more"
+            if before[1]:
+                hint = f"/read none leaves out the attached files, {hint}"
             raise ContextOverflowError(error.prompt_tokens, error.context_length, hint) from error
         except EdgeLLMError:
             keep = False

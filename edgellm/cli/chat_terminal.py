@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -10,8 +11,9 @@ import click
 
 from edgellm.cli.chat_commands import run_command
 from edgellm.cli.chat_session import ChatSession
-from edgellm.cli.console import cancel_on_interrupt, clean, number
+from edgellm.cli.console import cancel_on_interrupt, clean, number, one_line
 from edgellm.cli.results import speed_line
+from edgellm.cli.wrap import WordWrapper
 from edgellm.errors import EdgeLLMError
 from edgellm.results import Step
 
@@ -35,12 +37,13 @@ class TerminalChat:
         known_files: files this chat has saved or loaded, which /save may overwrite.
     """
 
-    def __init__(self, session: ChatSession, editor: Editor) -> None:
+    def __init__(self, session: ChatSession, editor: Editor, wrap: bool = False) -> None:
         self.session = session
         self.prefill = ""
         self.leaving = False
         self.known_files: set[Path] = set()
         self._editor = editor
+        self._wrap = wrap
         self._interrupted = False
 
     def run(self) -> None:
@@ -61,7 +64,8 @@ class TerminalChat:
             try:
                 self.handle(text)
             except EdgeLLMError as error:
-                self.say(f"error: {error}")
+                self.say(f"error: {one_line(str(error))}")
+            click.echo()
 
     def handle(self, text: str) -> None:
         """Run a command, or send a message and show its answer.
@@ -90,10 +94,12 @@ class TerminalChat:
 
     def _show(self, steps: Iterator[Step]) -> None:
         finish = None
+        wrapper = WordWrapper(lambda: shutil.get_terminal_size().columns)
         for step in steps:
-            click.echo(clean(step.text), nl=False)
+            text = clean(step.text)
+            click.echo(wrapper.push(text) if self._wrap else text, nl=False)
             finish = step.finish_reason
-        click.echo()
+        click.echo(wrapper.flush())
         if finish == "cancelled":
             kept = self.session.messages[-1:] and self.session.messages[-1]["role"] == "assistant"
             self.say("stopped; " + ("what there is stays in the conversation" if kept else "nothing was said yet"))

@@ -215,6 +215,14 @@ def test_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert model.calls[0]["messages"][0]["content"] == "a file.txt:\n\nalpha beta\n\nSummarise it."
 
 
+def test_read_too_much(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "f").write_text("word " * 20)
+    model = FakeLLM("x", context_length=10)
+    output = shown(capsys, model, f"/read {tmp_path / 'f'}", "hi", "/read none", "hi")
+    assert "error: the prompt has 23 tokens, the context holds 10; /read none leaves out the attached files" in output
+    assert model.calls[1]["messages"] == [{"role": "user", "content": "hi"}]
+
+
 def test_save_and_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, other = tmp_path / "chat.json", tmp_path / "other.json"
     other.write_text("mine")
