@@ -16,8 +16,8 @@ from string import Formatter
 from types import MethodType
 from typing import Any
 
-# Without conversation: about half a second of work, and less memory than 100 MB.
-BASE_BUDGET = 80_000_000
+# For the shortest conversation: about half a second of work, and less than 50 MB of memory.
+BASE_BUDGET = 40_000_000
 # Long conversations may cost more; real templates touch each character some ten times.
 BUDGET_PER_INPUT_BYTE = 100
 # The clock is the second guard, should an estimate be wrong. CPU time of this thread: a busy machine is no fault.

@@ -46,6 +46,11 @@ def _by_name(budget: Budget, value: object, *args: object, **kwargs: object) -> 
     return budget.printed_size(list(args)) + budget.printed_size(kwargs)
 
 
+def _each(budget: Budget, value: object, *args: object, **kwargs: object) -> int:
+    # For each item a test or an attribute is looked up by name; items that are left out are charged for here only.
+    return _by_name(budget, value, *args, **kwargs) + 2 * OPERATION * (len(value) if isinstance(value, Sized) else 0)
+
+
 def _shallow(budget: Budget, value: Any, *args: object, **kwargs: object) -> int:
     return shallow_size(value)
 
@@ -135,7 +140,8 @@ _LEFT_OUT = {"pprint", "striptags", "urlize", "wordwrap", "xmlattr"}
 # Any other costs twice the size of what it is given.
 _COSTS: Mapping[str, Cost] = {
     **dict.fromkeys(("default", "d", "first", "last", "length", "count", "abs", "random", "items"), _free),
-    **dict.fromkeys(("map", "select", "selectattr", "reject", "rejectattr", "attr"), _by_name),
+    **dict.fromkeys(("map", "select", "selectattr", "reject", "rejectattr"), _each),
+    "attr": _by_name,
     **dict.fromkeys(("list", "reverse", "slice"), _shallow),
     **dict.fromkeys(("sort", "dictsort", "groupby", "unique", "min", "max"), _sorted),
     **dict.fromkeys(("escape", "e", "forceescape", "upper", "lower", "capitalize", "int", "float"), _printed(10)),

@@ -136,6 +136,7 @@ GREEDY: dict[str, str] = {
     "{% set ns.g = ns.g | map('string') %}{% endfor %}{{ ns.g | list | length }}",
     "generators in comparisons": "{% set l = range(99999) | list %}{% for i in range(99999) %}{{ -1 in l | select }}{% endfor %}",
     "tests through select": _MEGABYTE + "{{ ([m] * 99999) | select('in', m ~ 'b') | list | length }}",
+    "nothing selected": "{% for i in range(99999) %}{{ range(99999) | rejectattr(-1, 'string') | list }}{% endfor %}",
     "map of filters": _MEGABYTE + "{{ ([m] * 99999) | map('upper') | list | length }}",
     "unpacked arguments": "{% macro f() %}{% endmacro %}{% for i in range(9999) %}{{ f(*range(99999)) }}{% endfor %}",
     "unpacked text": "{{ [].index(*('a' * 30000000)) }}",
