@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import weakref
@@ -51,7 +52,8 @@ class LLM:
         model_path: the (first) file the model came from.
         context_length: most tokens of a prompt and its answer together.
         context_limited_by: what set it: "model", "request" (``context=``) or "memory".
-        sampling: the settings used where a call gives none: those the file recommends, else the common defaults.
+        sampling: the settings used where a call gives none: those the alias or the file recommends, else the common
+            defaults.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class LLM:
         _check_count("threads", threads)
         _check_count("context", context)
         # Imported here: these are what takes time to import, and nobody needs them before.
-        from edgellm.hub import resolve
+        from edgellm.hub import ALIASES, resolve
         from edgellm.models import build_graph
 
         path = resolve(str(model), progress=progress)
@@ -111,6 +113,8 @@ class LLM:
             cleanup.callback(file.close)
             tokenizer = Tokenizer.load(file)
             sampling = Sampling.from_metadata(file.metadata)
+            if str(model) in ALIASES:
+                sampling = dataclasses.replace(sampling, **ALIASES[str(model)].sampling)
             graph = build_graph(file, context)
             executor = _make_executor(backend, graph, file, threads, cache_type, progress)
             cleanup.callback(executor.close)

@@ -17,6 +17,7 @@ from edgellm.cli.options import ModelOptions, given_model, model_options, read_s
 from edgellm.cli.results import timings_object, to_json
 from edgellm.cli.settings import generation_options, given_settings
 from edgellm.errors import EdgeLLMError
+from edgellm.hub import ALIASES
 from edgellm.hub.files import format_bytes
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def chat_command(
             session.load(load_file)
         if system is not None or system_file is not None:
             session.system = system if system_file is None else read_text_file(system_file)
+        elif load_file is None and model in ALIASES:
+            session.system = ALIASES[model].system
         if llm.template.warning:
             notice(llm.template.warning)
         _run(session, llm, options, prompt, as_json, wrap)

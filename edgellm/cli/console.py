@@ -27,7 +27,7 @@ _STAGES = {
     "download": "downloading",
     "verify": "checking",
     "unpack": "unpacking",
-    "kernels": "compiling kernels for this CPU (once)",
+    "kernels": "compiling kernels",
     "weights": "preparing weights",
 }
 _BYTE_STAGES = frozenset({"download", "verify", "unpack"})

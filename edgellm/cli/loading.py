@@ -11,8 +11,6 @@ from edgellm.cli.options import ModelOptions
 if TYPE_CHECKING:
     from edgellm.llm import LLM
 
-_COMPILING = "edgellm compiles its kernels for this CPU; this happens once"
-
 
 def find_model(options: ModelOptions) -> Path:
     """The file of a model, downloaded if need be."""
@@ -32,7 +30,7 @@ def open_model(options: ModelOptions) -> LLM:
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal said
         if stage == "kernels" and done < total and not said:
-            notice(_COMPILING)
+            notice(f"compiling {total - done} kernels for this CPU; this happens once")
             said = True
         display(stage, done, total)
 

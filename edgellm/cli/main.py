@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import sys
 from importlib import import_module
@@ -67,6 +68,11 @@ class LazyGroup(click.Group):
             raise ShownError(
                 EdgeLLMError(f"a text is not valid Unicode: {error.reason}", "give it as UTF-8")
             ) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read the output has gone: click ends quietly
+                raise
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise ShownError(EdgeLLMError(what)) from error
         except MemoryError as error:
             raise ShownError(MemoryError("out of memory; use a smaller model or a smaller --context")) from error
         except (KeyboardInterrupt, click.Abort):

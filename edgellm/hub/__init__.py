@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from edgellm.hub.aliases import ALIASES, Alias
 from edgellm.hub.locate import pull, resolve
 from edgellm.hub.store import InstalledModel, installed, remove
 
-__all__ = ["InstalledModel", "installed", "pull", "remove", "resolve"]
+__all__ = ["ALIASES", "Alias", "InstalledModel", "installed", "pull", "remove", "resolve"]

