@@ -113,7 +113,7 @@ def _folders() -> list[dict[str, Any]]:
 
 def _folder(name: str, path: Path) -> dict[str, Any]:
     """Where a folder is, what is in it, and what room its disk has."""
-    existing = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
+    existing = next((folder for folder in (path, *path.parents) if folder.exists()), None)
     sizes = []
     for root, _, names in os.walk(path):
         for file in names:
@@ -127,7 +127,7 @@ def _folder(name: str, path: Path) -> dict[str, Any]:
         "exists": path.is_dir(),
         "files": len(sizes),
         "size_bytes": sum(sizes),
-        "writable": existing is not None and os.access(existing, os.W_OK),
+        "writable": existing is not None and existing.is_dir() and os.access(existing, os.W_OK),
         "free_bytes": shutil.disk_usage(existing).free if existing else None,
     }
 

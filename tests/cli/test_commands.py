@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from fake_llm import FakeLLM
 
+from edgellm.cli import loading
 from edgellm.cli.console import clean
 from edgellm.cli.main import COMMANDS, edgellm
+from edgellm.cli.options import ModelOptions
 from edgellm.errors import EdgeLLMError
 from edgellm.folders import models_folder
 
@@ -263,6 +265,36 @@ def test_generate_with_a_real_engine(run, tiny_model: Callable[..., Path], archi
     assert (long.exit_code, "the context holds 64" in long.stderr) == (1, True)
 
 
+def test_first_start_says_that_kernels_are_compiled(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgellm.llm import LLM
+
+    arguments: dict[str, object] = {}
+
+    def load(path: Path, **given: object) -> FakeLLM:
+        arguments.update(given, path=path)
+        progress = given["progress"]
+        assert callable(progress)
+        for done in range(4):
+            progress("kernels", done, 3)
+        return FakeLLM()
+
+    monkeypatch.setattr(LLM, "load", load)
+    model = tiny_model("llama")
+    assert isinstance(loading.open_model(ModelOptions(str(model), context=7, cache_type="q8_0")), FakeLLM)
+    assert capsys.readouterr().err == "compiling 3 kernels for this CPU; this happens once\n"
+    assert (arguments["path"], arguments["context"], arguments["cache_type"]) == (model, 7, "q8_0")
+
+
+def test_system_errors_are_one_line(run) -> None:
+    def vanished(index: int) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/somewhere/x")
+
+    result = run("generate", "fake", "-p", "x", model=FakeLLM("a", on_step=vanished))
+    assert (result.exit_code, result.stderr) == (1, "error: /somewhere/x: No such file or directory\n")
+
+
 class TestDoctor:
     def test_report(self, run, own_home: Path) -> None:
         result = run("doctor", "--json")
@@ -297,7 +329,10 @@ class TestDoctor:
     def test_unwritable_home(self, run, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from edgellm.cli import doctor
 
-        monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+        with monkeypatch.context() as patch:
+            patch.setattr(doctor.os, "access", lambda *_: False)
+            assert run("doctor").exit_code == 1
+        own_home.write_text("a file where the folder should be")
         result = run("doctor")
         assert result.exit_code == 1
         assert f"{own_home} cannot be written to: set EDGELLM_HOME to a folder of yours" in result.stdout

@@ -43,7 +43,7 @@ def test_lines_where_no_bar_can_be_drawn(patient: None, capsys: pytest.CaptureFi
     assert output.out == ""
     assert output.err.splitlines() == [
         "downloading: 1.0 MB of 3.0 MB",
-        "compiling kernels for this CPU (once): 1 of 1 200",
+        "compiling kernels: 1 of 1 200",
     ]
 
 

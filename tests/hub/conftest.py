@@ -12,7 +12,7 @@ from file_server import FileServer, running_server
 from edgellm.hub import fetch
 from edgellm.hub.transfer import Patience
 
-QUICK = Patience(answer=5.0, stall=0.3, attempts=3, attempts_with_data=3, backoff=0.01)
+QUICK = Patience(answer=5.0, stall=1.0, attempts=3, attempts_with_data=3, backoff=0.01)
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def own_home(tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": "",
         "PIP_CONFIG_FILE": os.devnull,
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
