@@ -22,7 +22,7 @@ def find_model(options: ModelOptions) -> Path:
 
 def open_model(options: ModelOptions) -> LLM:
     """Load a model, downloaded and its kernels compiled if need be."""
-    path = find_model(options)
+    find_model(options)
     from edgellm.llm import LLM
 
     said = False
@@ -36,7 +36,7 @@ def open_model(options: ModelOptions) -> LLM:
 
     with ProgressDisplay() as display:
         return LLM.load(
-            path,
+            options.model,  # not the file: an alias brings settings of its own
             backend=options.backend,
             threads=options.threads,
             context=options.context,

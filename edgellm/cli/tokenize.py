@@ -13,6 +13,7 @@ from edgellm.cli.options import ModelOptions, prompt_options, read_prompt
 
 @click.command("tokenize")
 @click.argument("model")
+@click.argument("text", required=False)
 @prompt_options
 @click.option(
     "--special/--no-special", default=True, help="Read names of special tokens as these tokens; add the first."
@@ -21,10 +22,19 @@ from edgellm.cli.options import ModelOptions, prompt_options, read_prompt
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
 def tokenize_command(
-    model: str, prompt: str | None, file: Path | None, special: bool, show: bool, as_json: bool, offline: bool
+    model: str,
+    text: str | None,
+    prompt: str | None,
+    file: Path | None,
+    special: bool,
+    show: bool,
+    as_json: bool,
+    offline: bool,
 ) -> None:
-    """Show the tokens of a text as MODEL sees it. The text comes from --prompt, --file or standard input."""
-    text = read_prompt(prompt, file)
+    """Show the tokens of a text as MODEL sees it: of TEXT, or what --prompt, --file or standard input gives."""
+    if text is not None and prompt is not None:
+        raise click.UsageError("TEXT and --prompt exclude each other")
+    text = read_prompt(prompt if text is None else text, file)
     path = find_model(ModelOptions(model, offline=offline))
     from edgellm.tokenizer import Tokenizer
 

@@ -15,6 +15,7 @@ import pytest
 from fake_llm import FakeLLM
 
 from edgellm.errors import EdgeLLMError
+from edgellm.hub import ALIASES
 
 
 def test_piped_text_is_one_message(run) -> None:
@@ -27,6 +28,16 @@ def test_piped_text_is_one_message(run) -> None:
 
 def test_default_model(run) -> None:
     assert run("chat", model=FakeLLM("x"), input="hi").loaded[0].model == "smollm2"
+
+
+def test_system_message_of_an_alias(run) -> None:
+    model = FakeLLM(*"xyz")
+    run("chat", model=model, input="hi")
+    run("chat", "--system", "Mine.", model=model, input="hi")
+    run("chat", "other.gguf", model=model, input="hi")
+    firsts = [call["messages"][0] for call in model.calls]
+    assert firsts[0] == {"role": "system", "content": ALIASES["smollm2"].system}
+    assert [message["content"] for message in firsts[1:]] == ["Mine.", "hi"]
 
 
 def test_prompt_and_system(run, tmp_path: Path) -> None:

@@ -169,6 +169,8 @@ class TestWithRealFiles:
     def test_tokenize(self, run, model: Path) -> None:
         plain = run("tokenize", str(model), "-p", "hello world")
         ids = [int(word) for word in plain.stdout.split()]
+        assert run("tokenize", str(model), "hello world").stdout == plain.stdout
+        assert run("tokenize", str(model), "hello", "-p", "world").exit_code == 2
         answer = json.loads(run("tokenize", str(model), "--json", input="hello world").stdout)
         assert answer["ids"] == ids
         assert answer["count"] == len(ids)
@@ -272,8 +274,8 @@ def test_first_start_says_that_kernels_are_compiled(
 
     arguments: dict[str, object] = {}
 
-    def load(path: Path, **given: object) -> FakeLLM:
-        arguments.update(given, path=path)
+    def load(model: str, **given: object) -> FakeLLM:
+        arguments.update(given, model=model)
         progress = given["progress"]
         assert callable(progress)
         for done in range(4):
@@ -284,7 +286,7 @@ def test_first_start_says_that_kernels_are_compiled(
     model = tiny_model("llama")
     assert isinstance(loading.open_model(ModelOptions(str(model), context=7, cache_type="q8_0")), FakeLLM)
     assert capsys.readouterr().err == "compiling 3 kernels for this CPU; this happens once\n"
-    assert (arguments["path"], arguments["context"], arguments["cache_type"]) == (model, 7, "q8_0")
+    assert (arguments["model"], arguments["context"], arguments["cache_type"]) == (str(model), 7, "q8_0")
 
 
 def test_system_errors_are_one_line(run) -> None:
