@@ -157,21 +157,19 @@ _COSTS: Mapping[str, Cost] = {
     "format": _format,
     "tojson": _json,
 }
-# These take the name of an attribute, "a.b.c" or even several, "a,b,c"; each step is a look-up for each item.
-_BY_ATTRIBUTE = {"map", "selectattr", "rejectattr", "sort", "unique", "min", "max", "sum", "groupby"}
+# These take the name of an attribute, "a.b.c" or even several, "a,b,c", as ``attribute`` or among so many of their
+# first arguments; each step is a look-up for each item.
+_BY_ATTRIBUTE = {
+    **{"map": 0, "selectattr": 1, "rejectattr": 1, "sum": 1, "groupby": 1},
+    **{"sort": 3, "unique": 2, "min": 2, "max": 2},
+}
 _LONGEST_PATH = 16
 # These look at what they are given one by one, or only at its beginning; all others get lists instead of iterators.
 _LAZY = {"default", "d", "first", "length", "count"}
 # Tests that look at the kind of a value only.
-_CHEAP_TESTS = {"odd", "even", "defined", "undefined", "none", "boolean", "false", "true", "integer", "float"} | {
-    "string",
-    "mapping",
-    "number",
-    "sequence",
-    "iterable",
-    "callable",
-    "sameas",
-    "escaped",
+_CHEAP_TESTS = {
+    *("odd", "even", "defined", "undefined", "none", "boolean", "false", "true", "integer", "float", "string"),
+    *("mapping", "number", "sequence", "iterable", "callable", "sameas", "escaped"),
 }
 
 
@@ -206,7 +204,7 @@ def _guarded_filter(name: str, key: Any, budget_of: Callable[[], Budget]) -> Cal
         if not lazy and isinstance(value, Iterator):
             value = list(counted(budget, value))
         if name in _BY_ATTRIBUTE:
-            _check_path(*args, *kwargs.values())
+            _check_path(*args[: _BY_ATTRIBUTE[name]], kwargs.get("attribute"))
         # What is undefined is printed as nothing.
         budget.charge(OPERATION + cost(budget, "" if isinstance(value, Undefined) else value, *args, **kwargs))
         result = context.environment.call_filter(key, value, args, kwargs, context)

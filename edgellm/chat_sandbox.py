@@ -195,7 +195,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             __obj in __self._functions.values() or isinstance(owner, Cycler | LoopContext)
         ):
             raise SecurityError(f"templates may not call a {type(__obj).__name__}")
-        budget.charge(budget.printed_size(arguments) + budget.printed_size(given))
+        size = budget.printed_size if __obj is _raise_exception else budget.size
+        budget.charge(size(arguments) + size(given))
         return __context.call(__obj, *arguments, **given)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:

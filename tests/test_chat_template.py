@@ -261,6 +261,8 @@ STATEMENTS = {
     "generators": "{% set j = joiner('; ') %}{{ j() }}a{{ j() }}b{% set c = cycler('x', 'y') %}{{ c.next() }}{{ c.next() }}{{ c.current }}",
     "text from messages": "{% for m in messages %}{{ m.content }}{% endfor %}",
     "nested loops": "{% for m in messages %}{% for c in m.content[:3] %}{{ loop.index }}{{ c }}{% endfor %}{% endfor %}",
+    "long text in a test": "{{ messages | selectattr('content', 'equalto', 'a.' * 99) | list | length }}"
+    "{{ [none] | map('default', 'b.' * 99, true) | list }}",
     "do nothing": "",
     "trailing newline": "a\n\n",
 }
