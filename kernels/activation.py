@@ -41,7 +41,7 @@ def _gelu_tanh(value, factor):
 
 @helper
 def _relu_squared(value, factor):
-    positive = maximum(value, splat_float(0.0))
+    positive = maximum(splat_float(0.0), value)  # in this order NaN passes
     return positive * positive
 
 

@@ -1,7 +1,10 @@
 """Causal attention over the paged cache, block by block with a running softmax (Dao et al. 2022, FlashAttention).
 
-Variants: ``f16`` and ``q8_0``, the types of the cache, whose layout `edgellm.kernels.cache` describes. One item of
-work is one row and one key/value head with all its query heads.
+Variants: ``f16`` and ``q8_0``, the types of the cache, whose layout `edgellm.kernels.cache` describes.
+
+Four queries that read the same key/value head pass over the cache together, so that each key and value is loaded and
+converted once for all four: they are neighbours in the list of (row, query head of the group). The maximum that keeps
+the softmax in range is only updated when a block exceeds it, and sums stay in lanes until the end.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from edgellm.kernels.cache import BLOCK_TOKENS
 from edgellm.kernels.records import ATTENTION as F
 from edgellm.kernels.simd import (
+    any_greater,
     broadcast_float,
     exponential,
     float_at,
@@ -22,8 +26,10 @@ from edgellm.kernels.simd import (
     load_halves,
     load_signed_bytes,
     max_lanes,
+    maximum,
     multiply_add,
     set_float,
+    set_int64,
     splat_float,
     splat_int,
     store_floats,
@@ -33,128 +39,226 @@ from edgellm.kernels.simd import (
     where_not_greater,
 )
 
+TILE = 4
 _MASKED = -1e30
+_START = -1e29  # the first maximum: far below any score and far above what is masked
+
+# The scratch of a thread, in bytes: per query of the tile its addresses and state, then its weights and sums.
+_QUERY, _OUTPUT, _SINK, _POSITION, _PEAK = 0, 8, 16, 24, 32
+_STATE_BYTES = 64
+_TOTALS = TILE * _STATE_BYTES  # 16 lanes of float32 per query
+_WEIGHTS = _TOTALS + TILE * 64  # a block of float32 per query
+_SUMS = _WEIGHTS + TILE * 4 * BLOCK_TOKENS  # value width, padded, per query
 
 
 @helper
-def _scores_of_halves(query, keys, width, lane):
-    """16 scores: tokens lane..lane + 15 of a block against one query."""
-    even = odd = splat_float(0.0)
-    place = keys + 2 * lane
-    column = 0
-    while column + 2 <= width:
-        even = multiply_add(broadcast_float(query + 4 * column), load_halves(place + 64 * column), even)
-        odd = multiply_add(broadcast_float(query + 4 * column + 4), load_halves(place + 64 * column + 64), odd)
-        column += 2
-    if column < width:
-        even = multiply_add(broadcast_float(query + 4 * column), load_halves(place + 64 * column), even)
-    return even + odd
+def _key_halves(keys, width, column):
+    """One column of 32 keys."""
+    place = keys + 64 * column
+    return load_halves(place), load_halves(place + 32)
 
 
 @helper
-def _scores_of_codes(query, keys, width, lane):
-    total = splat_float(0.0)
-    for block in range(width // 32):
-        part = splat_float(0.0)
-        for column in range(32 * block, 32 * block + 32):
-            codes = to_floats(load_signed_bytes(keys + 32 * column + lane))
-            part = multiply_add(broadcast_float(query + 4 * column), codes, part)
-        total = multiply_add(part, load_halves(keys + 32 * width + 64 * block + 2 * lane), total)
-    return total
+def _key_codes(keys, width, column):
+    place, scales = keys + 32 * column, keys + 32 * width + 64 * (column // 32)
+    low = to_floats(load_signed_bytes(place)) * load_halves(scales)
+    return low, to_floats(load_signed_bytes(place + 16)) * load_halves(scales + 32)
 
 
 @helper
-def _add_halves(total, weights, values, first, end, padded, column):
-    """total + sum over tokens of weight * value, 16 columns."""
-    for token in range(first, end):
-        row = load_halves(values + 2 * (token * padded + column))
-        total = multiply_add(broadcast_float(weights + 4 * token), row, total)
-    return total
+def _value_halves(values, padded, token, column):
+    """16 columns of one token's value."""
+    return load_halves(values + 2 * (token * padded + column))
 
 
 @helper
-def _add_codes(total, weights, values, first, end, padded, column):
-    scales = values + 32 * padded + column // 32 * 2
-    for token in range(first, end):
-        row = to_floats(load_signed_bytes(values + token * padded + column))
-        weight = float_at(weights + 4 * token) * half_at(scales + token * (padded // 32) * 2)
-        total = multiply_add(splat_float(weight), row, total)
-    return total
+def _value_codes(values, padded, token, column):
+    scale = half_at(values + 32 * padded + 2 * (token * (padded // 32) + column // 32))
+    return to_floats(load_signed_bytes(values + token * padded + column)) * splat_float(scale)
+
+
+@helper
+def _mask(scores, lane, first, last):
+    """Scores of tokens lane..lane + 15; those outside first..last become very small."""
+    tokens = lane_numbers() + splat_int(lane)
+    scores = where_not_greater(tokens, splat_int(last), scores, splat_float(_MASKED))
+    return where_not_greater(splat_int(first), tokens, scores, splat_float(_MASKED))
+
+
+@helper
+def _shrink_sums(sums, padded, shrink):
+    """Bring a query's sums of values to a new maximum."""
+    for column in range(0, padded, 16):
+        store_floats(sums + 4 * column, load_floats(sums + 4 * column) * shrink)
+
+
+@helper
+def _softmax(record, scratch, query, padded, block_start):
+    """Scores of one query against one block to weights, relative to the maximum so far."""
+    constants = get(record, F.constants)
+    weights = scratch + _WEIGHTS + query * 4 * BLOCK_TOKENS
+    low, high = load_floats(weights), load_floats(weights + 64)
+    state = scratch + query * _STATE_BYTES
+    totals, sums = scratch + _TOTALS + query * 64, scratch + _SUMS + query * 4 * padded
+    low, high = low * broadcast_float(constants), high * broadcast_float(constants)
+    cap = float_at(constants + 4)
+    if cap != 0.0:
+        low = splat_float(cap) * tanh(low / splat_float(cap))
+        high = splat_float(cap) * tanh(high / splat_float(cap))
+    position, window = int64_at(state + _POSITION), get(record, F.window)
+    first = position - window + 1 - block_start if window else 0
+    last = position - block_start
+    if first > 0 or last < BLOCK_TOKENS - 1:
+        low, high = _mask(low, 0, first, last), _mask(high, 16, first, last)
+    peak, total = float_at(state + _PEAK), load_floats(totals)
+    largest = maximum(low, high)
+    if any_greater(largest, splat_float(peak)):
+        new_peak = max_lanes(largest)
+        shrink = exponential(splat_float(peak - new_peak))
+        total = total * shrink
+        _shrink_sums(sums, padded, shrink)
+        set_float(state + _PEAK, new_peak)
+        peak = new_peak
+    low, high = exponential(low - splat_float(peak)), exponential(high - splat_float(peak))
+    store_floats(weights, low)
+    store_floats(weights + 64, high)
+    store_floats(totals, total + (low + high))
+
+
+@helper
+def _start_query(record, scratch, query, index, head, padded):
+    """Note where a query is, what it sees and where its result goes; returns its position."""
+    group, width, value_width = get(record, F.group), get(record, F.key_width), get(record, F.value_width)
+    row, query_head = index // group, head * group + index % group
+    position = int32_at(get(record, F.positions) + 4 * row)
+    state = scratch + query * _STATE_BYTES
+    place = get(record, F.queries) + row * get(record, F.queries_stride)
+    set_int64(state + _QUERY, place + 4 * query_head * width)
+    place = get(record, F.output) + row * get(record, F.output_stride)
+    set_int64(state + _OUTPUT, place + 4 * query_head * value_width)
+    set_int64(state + _POSITION, position)
+    sinks = get(record, F.sinks)
+    store_floats(scratch + _TOTALS + query * 64, splat_float(0.0))
+    set_float(state + _PEAK, _START)
+    if sinks:  # takes part in the sum, but has no value
+        set_float(state + _PEAK, float_at(sinks + 4 * query_head))
+        set_float(scratch + _TOTALS + query * 64, 1.0)
+    sums = scratch + _SUMS + query * 4 * padded
+    for column in range(0, padded, 16):
+        store_floats(sums + 4 * column, splat_float(0.0))
+    return position
+
+
+@helper
+def _finish_query(scratch, query, width, padded):
+    """Divide a query's sums by its total and write them out."""
+    output = int64_at(scratch + query * _STATE_BYTES + _OUTPUT)
+    sums = scratch + _SUMS + query * 4 * padded
+    inverse = 1.0 / sum_lanes(load_floats(scratch + _TOTALS + query * 64))
+    for column in range(width):
+        set_float(output + 4 * column, float_at(sums + 4 * column) * inverse)
 
 
 def kernel(variant):
     """The attention kernel for one type of cache."""
-    scores_of = _scores_of_halves if variant == "f16" else _scores_of_codes
-    add_values = _add_halves if variant == "f16" else _add_codes
+    key_pair = _key_halves if variant == "f16" else _key_codes
+    value_row = _value_halves if variant == "f16" else _value_codes
 
     @helper
-    def masked_scores(query, keys, width, lane, constants, first, last):
-        """Scores of 16 tokens, scaled and capped; those outside first..last become very small."""
-        scores = scores_of(query, keys, width, lane) * broadcast_float(constants)
-        cap = float_at(constants + 4)
-        if cap != 0.0:
-            scores = splat_float(cap) * tanh(scores / splat_float(cap))
-        tokens = lane_numbers() + splat_int(lane)
-        scores = where_not_greater(tokens, splat_int(last), scores, splat_float(_MASKED))
-        return where_not_greater(splat_int(first), tokens, scores, splat_float(_MASKED))
+    def score_block(record, scratch, padded, keys, block_start):
+        """Scores and weights of four queries against the 32 tokens of a block."""
+        width = get(record, F.key_width)
+        q0, q1 = int64_at(scratch), int64_at(scratch + _STATE_BYTES)
+        q2, q3 = int64_at(scratch + 2 * _STATE_BYTES), int64_at(scratch + 3 * _STATE_BYTES)
+        low0 = low1 = low2 = low3 = high0 = high1 = high2 = high3 = splat_float(0.0)
+        for column in range(width):
+            low, high = key_pair(keys, width, column)
+            x = broadcast_float(q0 + 4 * column)
+            low0, high0 = multiply_add(x, low, low0), multiply_add(x, high, high0)
+            x = broadcast_float(q1 + 4 * column)
+            low1, high1 = multiply_add(x, low, low1), multiply_add(x, high, high1)
+            x = broadcast_float(q2 + 4 * column)
+            low2, high2 = multiply_add(x, low, low2), multiply_add(x, high, high2)
+            x = broadcast_float(q3 + 4 * column)
+            low3, high3 = multiply_add(x, low, low3), multiply_add(x, high, high3)
+        weights = scratch + _WEIGHTS
+        store_floats(weights, low0)
+        store_floats(weights + 64, high0)
+        store_floats(weights + 128, low1)
+        store_floats(weights + 192, high1)
+        store_floats(weights + 256, low2)
+        store_floats(weights + 320, high2)
+        store_floats(weights + 384, low3)
+        store_floats(weights + 448, high3)
+        for query in range(TILE):
+            _softmax(record, scratch, query, padded, block_start)
 
     @helper
-    def one_head(record, query, key_offset, value_offset, table, position, first_token, output, sink, scratch):
-        """One query head: all blocks it sees, then the normalised sum of values."""
-        key_width, value_width = get(record, F.key_width), get(record, F.value_width)
-        constants, sums = get(record, F.constants), scratch + 4 * BLOCK_TOKENS
-        padded = -(-value_width // 16) * 16
-        peak, total = _MASKED, 0.0
-        if sink:
-            peak, total = float_at(sink) + 0.0, 1.0
+    def add_block(scratch, padded, values, first, end):
+        """Add the weighted values of tokens first..end - 1 of a block to the sums of four queries."""
+        weights, sums, stride = scratch + _WEIGHTS, scratch + _SUMS, 4 * padded
         for column in range(0, padded, 16):
-            store_floats(sums + 4 * column, splat_float(0.0))
+            place = sums + 4 * column
+            a, b = load_floats(place), load_floats(place + stride)
+            c, d = load_floats(place + 2 * stride), load_floats(place + 3 * stride)
+            for token in range(first, end):
+                row, weight = value_row(values, padded, token, column), weights + 4 * token
+                a = multiply_add(broadcast_float(weight), row, a)
+                b = multiply_add(broadcast_float(weight + 128), row, b)
+                c = multiply_add(broadcast_float(weight + 256), row, c)
+                d = multiply_add(broadcast_float(weight + 384), row, d)
+            store_floats(place, a)
+            store_floats(place + stride, b)
+            store_floats(place + 2 * stride, c)
+            store_floats(place + 3 * stride, d)
+
+    @helper
+    def attend(record, scratch, head, first_index, count):
+        """``count`` (1 to 4) queries from ``first_index`` on, all of one sequence; the tile is filled with the last."""
+        value_width = get(record, F.value_width)
+        padded = -(-value_width // 16) * 16
+        for query in range(TILE):
+            index = first_index + min(query, count - 1)
+            position = _start_query(record, scratch, query, index, head, padded)
+            if query == 0:
+                first_position = position
+        window = get(record, F.window)
+        first_token = max(first_position - window + 1, 0) if window else 0
+        sequence = int32_at(get(record, F.sequences) + 4 * (first_index // get(record, F.group)))
+        table = get(record, F.tables) + sequence * int64_at(get(record, F.tables_stride))
+        key_offset = head * get(record, F.head_key_bytes)
+        value_offset = get(record, F.values_offset) + head * get(record, F.head_value_bytes)
         for number in range(first_token // BLOCK_TOKENS, position // BLOCK_TOKENS + 1):
             block = get(record, F.cache) + int32_at(table + 4 * number) * get(record, F.block_bytes)
-            first = max(first_token - number * BLOCK_TOKENS, 0)
-            last = min(position - number * BLOCK_TOKENS, BLOCK_TOKENS - 1)
-            low = masked_scores(query, block + key_offset, key_width, 0, constants, first, last)
-            high = masked_scores(query, block + key_offset, key_width, 16, constants, first, last)
-            new_peak = max(peak, max(max_lanes(low), max_lanes(high)))
-            low, high = exponential(low - splat_float(new_peak)), exponential(high - splat_float(new_peak))
-            store_floats(scratch, low)
-            store_floats(scratch + 64, high)
-            shrink = exponential(splat_float(peak - new_peak))
-            total = total * max_lanes(shrink) + sum_lanes(low) + sum_lanes(high)
-            peak = new_peak
-            for column in range(0, padded, 16):
-                so_far = load_floats(sums + 4 * column) * shrink
-                so_far = add_values(so_far, scratch, block + value_offset, first, last + 1, padded, column)
-                store_floats(sums + 4 * column, so_far)
-        inverse = 1.0 / total
-        for column in range(value_width):
-            set_float(output + 4 * column, float_at(sums + 4 * column) * inverse)
+            start = number * BLOCK_TOKENS
+            score_block(record, scratch, padded, block + key_offset, start)
+            first, end = max(first_token - start, 0), min(position - start + 1, BLOCK_TOKENS)
+            add_block(scratch, padded, block + value_offset, first, end)
+        for query in range(count):
+            _finish_query(scratch, query, value_width, padded)
+
+    @helper
+    def same_sequence(record, first_row, last_row):
+        """Whether a tile's rows are of one sequence, so that their positions rise and they share blocks."""
+        sequences = get(record, F.sequences)
+        for row in range(first_row, last_row):
+            if int32_at(sequences + 4 * row) != int32_at(sequences + 4 * last_row):
+                return False
+        return True
 
     def attention(record, thread, threads):
-        rows, heads, group = (
-            int64_at(get(record, F.rows)),
-            get(record, F.heads),
-            get(record, F.group),
-        )
-        key_width, value_width = get(record, F.key_width), get(record, F.value_width)
-        window, sinks = get(record, F.window), get(record, F.sinks)
+        rows, heads, group = int64_at(get(record, F.rows)), get(record, F.heads), get(record, F.group)
         scratch = get(record, F.scratch) + thread * get(record, F.scratch_stride)
+        # With one sequence tiles run on over rows; with several each row has tiles of its own.
+        alone = same_sequence(record, 0, rows - 1)
+        span = rows * group if alone else group
+        tiles = -(-span // TILE)
+        items = heads * tiles * (1 if alone else rows)
         # Later rows see more tokens, so threads take turns instead of ranges.
-        for item in range(thread, rows * heads, threads):
-            row, head = item // heads, item % heads
-            position = int32_at(get(record, F.positions) + 4 * row)
-            sequence = int32_at(get(record, F.sequences) + 4 * row)
-            table = get(record, F.tables) + sequence * int64_at(get(record, F.tables_stride))
-            first_token = max(position - window + 1, 0) if window else 0
-            key_offset = head * get(record, F.head_key_bytes)
-            value_offset = get(record, F.values_offset) + head * get(record, F.head_value_bytes)
-            for member in range(group):
-                query_head = head * group + member
-                query = get(record, F.queries) + row * get(record, F.queries_stride) + 4 * query_head * key_width
-                output = get(record, F.output) + row * get(record, F.output_stride) + 4 * query_head * value_width
-                sink = sinks + 4 * query_head if sinks else 0
-                one_head(
-                    record, query, key_offset, value_offset, table, position, first_token, output, sink, scratch
-                )  # fmt: skip
+        for item in range(thread, items, threads):
+            head, rest = item % heads, item // heads
+            row, tile = rest // tiles, rest % tiles
+            first = tile * TILE
+            attend(record, scratch, head, row * group + first, min(TILE, span - first))
 
     return attention

@@ -28,6 +28,7 @@ from edgellm.kernels.simd import (
     share,
     splat_float,
     store_bytes,
+    sum_lanes,
 )
 
 BLOCK_TOKENS = 32
@@ -48,7 +49,9 @@ def _value_halves(source, target, slot, width):
 
 @helper
 def _block_scale(source):
-    return max_lanes(maximum(absolute(load_floats(source)), absolute(load_floats(source + 64)))) / 127.0
+    """NaN if a value is not finite, so that it is seen in the result and not taken for a number."""
+    low, high = load_floats(source), load_floats(source + 64)
+    return max_lanes(maximum(absolute(low), absolute(high))) / 127.0 + sum_lanes((low - low) + (high - high))
 
 
 @helper

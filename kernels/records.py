@@ -173,8 +173,8 @@ ATTENTION = _record(
     "window",  # 0: none
     "constants",  # address of float32: scale, soft cap (0: none)
     "sinks",  # address of float32 (query heads), or 0
-    "scratch",  # address of float32 (threads, 32 + value width padded to 16)
-    "scratch_stride",  # bytes
+    "scratch",  # address of each thread's memory, see attention.py
+    "scratch_stride",  # bytes, 1024 + 16 * the value width padded to 16
 )
 
 

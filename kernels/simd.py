@@ -377,17 +377,26 @@ def multiply_add(builder, a, b, c):
 
 @instruction(FLOATS, FLOATS, FLOATS)
 def maximum(builder, a, b):
+    """The larger of each lane; ``b`` where either is not a number."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 @instruction(FLOATS, FLOATS, FLOATS)
 def minimum(builder, a, b):
+    """The smaller of each lane; ``b`` where either is not a number."""
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
 @instruction(FLOATS, FLOATS)
 def absolute(builder, a):
     return call_named(builder, "llvm.fabs.v16f32", _FLOATS_IR, [a])
+
+
+@instruction(types.boolean, FLOATS, FLOATS)
+def any_greater(builder, a, b):
+    """Whether a > b in any lane."""
+    lanes = builder.bitcast(builder.fcmp_ordered(">", a, b), _i16)
+    return builder.icmp_unsigned("!=", lanes, ir.Constant(_i16, 0))
 
 
 @instruction(FLOATS, INTS, INTS, FLOATS, FLOATS)
@@ -466,8 +475,11 @@ def round_to_ints(value):
 
 @helper
 def exponential(value):
-    """e^x to about 2 units in the last place: 2^n times a polynomial in the remainder (Cephes' coefficients)."""
-    value = minimum(maximum(value, splat_float(-87.3)), splat_float(88.0))
+    """e^x to about 2 units in the last place: 2^n times a polynomial in the remainder (Cephes' coefficients).
+
+    Infinity from 88.4 on; what is not a number stays so.
+    """
+    value = minimum(splat_float(89.0), maximum(splat_float(-87.3), value))
     whole = round_to_ints(value * splat_float(1.4426950408889634))
     n = to_floats(whole)
     r = multiply_add(n, splat_float(-0.693359375), value)

@@ -366,7 +366,7 @@ class Planner:
         cache = self._cache.layer(operation.layer)
         self._emit(f"cache.{self._cache_type}", store, [k, v], [cache], ROWS, operation.kv_heads)
         target = self._new(operation.out)
-        scratch_stride = 4 * (32 + padded(layout.value_width)) + 64
+        scratch_stride = 1024 + 16 * padded(layout.value_width)
         scratch = self.pool.take(self._threads, scratch_stride)
         attend = make_record(
             records.ATTENTION, group=operation.heads // operation.kv_heads, queries=q.address,
