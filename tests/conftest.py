@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,12 +19,19 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from tiny_models import TinyModel, write_tiny_model
 
 
+def missing(reason: str) -> NoReturn:
+    """Skip a test whose material is not here, saying why; where everything must be (CI), fail instead."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of fixtures and reference outputs: EDGELLM_SHARED, or ``shared`` beside the checkout."""
     folder = Path(os.environ.get("EDGELLM_SHARED") or Path(__file__).resolve().parents[1].parent / "shared")
     if not folder.is_dir():
-        pytest.skip(f"no folder {folder}: set EDGELLM_SHARED to the folder with the shared test material")
+        missing(f"no folder {folder}: set EDGELLM_SHARED to the folder with the shared test material")
     return folder
 
 
@@ -33,7 +41,7 @@ def _real_model(alias: str) -> Path:
     if folder:
         path = Path(folder) / f"{alias}.gguf"
         if not path.is_file():
-            pytest.skip(f"EDGELLM_TEST_MODELS has no {path.name}")
+            missing(f"EDGELLM_TEST_MODELS has no {path.name}")
         return path
     from edgellm.errors import EdgeLLMError
     from edgellm.hub import resolve
@@ -41,7 +49,7 @@ def _real_model(alias: str) -> Path:
     try:
         return Path(resolve(alias, offline=True))
     except EdgeLLMError as error:
-        pytest.skip(f"{alias} is not on this machine ({error}); get it with: edgellm pull {alias}")
+        missing(f"{alias} is not on this machine ({error}); get it with: edgellm pull {alias}")
 
 
 @pytest.fixture(scope="session")
