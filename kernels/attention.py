@@ -9,6 +9,8 @@ the softmax in range is only updated when a block exceeds it, and sums stay in l
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgellm.kernels.cache import BLOCK_TOKENS
 from edgellm.kernels.records import ATTENTION as F
 from edgellm.kernels.simd import (
@@ -40,8 +42,8 @@ from edgellm.kernels.simd import (
 )
 
 TILE = 4
-_MASKED = -1e30
-_START = -1e29  # the first maximum: far below any score and far above what is masked
+_MASKED = -3.4e38
+_START = -3e38  # the first maximum: below any score and above what is masked
 
 # The scratch of a thread, in bytes: per query of the tile its addresses and state, then its weights and sums.
 _QUERY, _OUTPUT, _SINK, _POSITION, _PEAK = 0, 8, 16, 24, 32
@@ -154,7 +156,9 @@ def _finish_query(scratch, query, width, padded):
     """Divide a query's sums by its total and write them out."""
     output = int64_at(scratch + query * _STATE_BYTES + _OUTPUT)
     sums = scratch + _SUMS + query * 4 * padded
-    inverse = 1.0 / sum_lanes(load_floats(scratch + _TOTALS + query * 64))
+    total = sum_lanes(load_floats(scratch + _TOTALS + query * 64))
+    # The largest score, or the sink's, has weight 1. If none has, no score was a number, and the result is none.
+    inverse = 1.0 / total if total > 0.5 else np.nan
     for column in range(width):
         set_float(output + 4 * column, float_at(sums + 4 * column) * inverse)
 
