@@ -44,8 +44,17 @@ SENTINEL = 0x5A  # bytes that no kernel may touch
 _ON_ALL_TIERS = (
     *(f"floats.{name}" if name in FLOAT_FORMATS else f"matmul.{name}" for name in FORMATS),
     *("quantize.all", "pack.words", "pack.halves", *TEAM_KERNELS),
-    *("cache.f16", "cache.q8_0", "attention.f16", "attention.q8_0"),
 )
+_CACHE = ("cache.f16", "cache.q8_0", "attention.f16", "attention.q8_0")
+_ELSEWHERE = {
+    "plain": (*_CACHE, "activation.add"),
+    "native": (
+        *_CACHE,
+        *(f"matmul.{name}_fine" for name in FORMATS if name not in FLOAT_FORMATS),
+        *(f"activation.{kind}" for kind in ("silu", "gelu_tanh", "relu_squared", "add", "scale", "softcap")),
+        *("norm.rms", "norm.layer", "rope.interleaved", "rope.halves", "rows.select"),
+    ),
+}
 
 Array = NDArray[Any]
 _Function = ctypes.CFUNCTYPE(
@@ -106,9 +115,8 @@ class Kernels:
     """The kernels of one instruction set; what an earlier run compiled is taken from disk."""
 
     def __init__(self, instruction_set: str) -> None:
-        self.target = target_for(instruction_set)
-        self.library = KernelLibrary(self.target, kernels_folder())
-        self.library.load(_ON_ALL_TIERS)
+        self.library = KernelLibrary(target_for(instruction_set), kernels_folder())
+        self.library.load(_ON_ALL_TIERS + _ELSEWHERE.get(instruction_set, ()))
         self._scratch = (ctypes.c_int64 * 8)()
 
     def call(self, name: str, record: Record | Array, threads: int = 1) -> None:
@@ -199,16 +207,15 @@ def outlined(rows: int, width: int, dtype: Any = np.float32, margin: int = 16) -
     """A zeroed (rows, width) part of a larger array, and a function that tells whether the rest is as it was."""
     size = np.dtype(dtype).itemsize
     whole = np.full((rows + 2, (width + 2 * margin) * size), SENTINEL, np.uint8)
-    inside = whole[1:-1, margin * size : -margin * size]
-    inside[...] = 0
-    array = whole.view(dtype)[1:-1, margin:-margin]
+    inside = slice(1, rows + 1), slice(margin * size, (margin + width) * size)
+    whole[inside] = 0
 
     def untouched() -> bool:
         copy = whole.copy()
-        copy[1:-1, margin * size : -margin * size] = SENTINEL
+        copy[inside] = SENTINEL
         return bool((copy == SENTINEL).all())
 
-    return array, untouched
+    return whole.view(dtype)[1 : rows + 1, margin : margin + width], untouched
 
 
 def guarded(array: Array) -> Array:
