@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -29,6 +30,7 @@ from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
 from edgellm.platforms.features import physical_cores
+from edgellm.platforms.team_size import TeamSize
 from edgellm.platforms.threads import KERNELS as TEAM_KERNELS
 from edgellm.platforms.threads import ThreadTeam
 from edgellm.weights import WeightStore
@@ -49,7 +51,7 @@ class CPUExecutor:
     Args:
         graph: the model.
         weights: its weights; they are packed for the kernels, and the file's pages are given back.
-        threads: compute threads; None: one per physical core.
+        threads: compute threads; None: one per physical core, fewer while other processes keep the cores busy.
         cache_type: "f16" or "q8_0".
         progress: called with ("kernels" | "weights", done, total).
 
@@ -76,6 +78,7 @@ class CPUExecutor:
         self._cache = CacheMemory(graph.cache, cache_type)
         self.block_bytes = self._cache.block_bytes
         self.threads = threads or physical_cores()
+        self._adapt = threads is None
         linears = dict.fromkeys(op.weight for op in graph.operations if isinstance(op, Linear))
         self._types = {name: weights.info(name).type.name for name in linears}
         self._load_kernels(cache_type)
@@ -99,6 +102,7 @@ class CPUExecutor:
             names |= pack_kernels(kind)
         library = KernelLibrary(current_target(), kernels_folder(), self._progress)
         self._addresses = library.load(sorted(names))
+        self._size = TeamSize(self.threads, adapt=self._adapt)
         self._team = ThreadTeam(self._addresses, self.threads, keep_alive=library)
 
     def _run_kernel(self, name: str, record: Int64Array) -> None:
@@ -197,8 +201,13 @@ class CPUExecutor:
         """Logits (outputs, vocabulary) of the rows asked for; valid until the next step."""
         with self._lock:
             self._take(batch)
-            self._team.run(self._body)
-            return self._run_head(batch.outputs)
+            begin = time.perf_counter()
+            self._team.run(self._body, self._size.threads)
+            logits = self._run_head(batch.outputs)
+            if len(batch.tokens) == 1:  # only these are alike enough to be compared
+                now = time.perf_counter()
+                self._size.note(now - begin, now)
+            return logits
 
     def _run_head(self, outputs: NDArray[np.int32]) -> Float32Array:
         count = len(outputs)
@@ -213,7 +222,7 @@ class CPUExecutor:
     def _run_outputs(self, outputs: NDArray[np.int32]) -> Float32Array:
         self._inputs.chosen[: len(outputs)] = outputs
         self._inputs.outputs[0] = len(outputs)
-        self._team.run(self._head)
+        self._team.run(self._head, self._size.threads)
         return self._logits[: len(outputs)]
 
     def _take(self, batch: Batch) -> None:

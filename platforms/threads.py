@@ -123,7 +123,6 @@ class ThreadTeam:
 
     def _begin(self) -> None:
         self._shared = _Shared(self._addresses, self._keep_alive)
-        self._shared.memory[TEAM.threads // 8] = self.threads
         self._process = os.getpid()
         workers = [
             threading.Thread(target=_worker, args=(self._shared, thread), name=f"edgellm-{thread}", daemon=True)
@@ -133,8 +132,12 @@ class ThreadTeam:
             worker.start()
         self._finalizer = weakref.finalize(self, _close, self._shared, workers, self._process)
 
-    def run(self, plan: Plan) -> None:
-        """Run a plan (operations, 4): kernel address, record address, 1 for a barrier before it, 0."""
+    def run(self, plan: Plan, threads: int | None = None) -> None:
+        """Run a plan (operations, 4): kernel address, record address, 1 for a barrier before it, 0.
+
+        ``threads``: how many of the team take part; None: all.
+        """
+        threads = self.threads if threads is None else threads
         with self._lock:
             if self._closed:
                 raise RuntimeError("the thread team is closed")
@@ -144,9 +147,10 @@ class ThreadTeam:
             memory = self._shared.memory
             memory[TEAM.plan // 8] = plan.ctypes.data
             memory[TEAM.operations // 8] = len(plan)
-            if self.threads > 1:
+            memory[TEAM.threads // 8] = threads
+            if threads > 1:
                 self._shared.start_workers()
-            self._run(self._shared.address, 0, self.threads)
+            self._run(self._shared.address, 0, threads)
 
     def close(self) -> None:
         """End the workers."""
