@@ -241,7 +241,7 @@ class _RandomData:
 def _write(path: Path, shape: Shape, kind: str, tensors: list[Tensor], seed: int, progress: Progress | None) -> None:
     import gguf
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer: Any = gguf.GGUFWriter(path, "llama")
     _add_settings(writer, shape, kind)
     _add_vocabulary(writer, shape.vocabulary)
     for tensor in tensors:
@@ -342,7 +342,7 @@ def main(
     context: int | None,
 ) -> None:
     """Write a random model of a known shape to OUT.gguf."""
-    given = {
+    given: dict[str, Any] = {
         "layers": layers,
         "width": width,
         "feed_forward": feed_forward,

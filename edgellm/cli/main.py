@@ -23,6 +23,7 @@ COMMANDS = {
     "show": ("edgellm.cli.show", "Tell what is in a model file."),
     "rm": ("edgellm.cli.models", "Delete a downloaded model."),
     "doctor": ("edgellm.cli.doctor", "Tell what this machine offers and what is missing."),
+    "bench": ("edgellm.cli.bench", "Measure how fast a model runs on this machine."),
     "warmup": ("edgellm.cli.warmup", "Compile the kernels for a model beforehand."),
 }
 
