@@ -34,7 +34,7 @@ class Format:
 
     def group_bytes(self, blocks: int) -> int:
         """Bytes of a group of 16 rows, a multiple of 64 so that vectors do not straddle cache lines."""
-        return blocks * self.code_bytes + -(-blocks * self.scale_bytes // 64) * 64
+        return -(-blocks * (self.code_bytes + self.scale_bytes) // 64) * 64
 
 
 # The non-linear 4-bit codes of IQ4_NL and IQ4_XS, plus 128 to make them unsigned.
@@ -204,19 +204,22 @@ CONVERSIONS: Mapping[str, tuple[int, ...]] = {
 def to_q8_0(values: NDArray[np.float32], largest: tuple[int, ...]) -> Bytes:
     """Rows of float32 (rows, columns), columns a multiple of 32, as Q8_0 blocks.
 
-    Per block the code of the largest value is chosen among ``largest`` and 127 so that the error is least.
+    Per block the code of the largest value is chosen among ``largest`` and 127 so that the error is least. Blocks that
+    Q8_0 cannot hold, with values that are too large or no numbers, become NaN, so that they are seen in the result.
     """
     blocks = values.reshape(-1, 32)
     peak = np.abs(blocks).max(axis=1)
     best_error = np.full(len(blocks), np.inf, np.float32)
-    best_scale, best_codes = np.zeros(len(blocks), np.float16), np.zeros(blocks.shape, np.int8)
+    best_scale = np.where(peak < 1, 0, np.nan).astype(np.float16)  # what stays if no scale is usable
+    best_codes = np.zeros(blocks.shape, np.int8)
     for code in dict.fromkeys((*largest, 127)):
         with np.errstate(over="ignore"):
             scale = (peak / code).astype(np.float16)
         usable = np.isfinite(scale) & (scale > 0)
         wide = np.where(usable, scale, 1).astype(np.float32)[:, None]
-        codes = np.clip(np.rint(blocks / wide), -127, 127)
-        error = np.where(usable, np.abs(codes * wide - blocks).max(axis=1), np.inf)
+        with np.errstate(invalid="ignore"):
+            codes = np.clip(np.rint(blocks / wide), -127, 127)
+            error = np.where(usable, np.abs(codes * wide - blocks).max(axis=1), np.inf)
         better = error < best_error
         best_error[better], best_scale[better] = error[better], scale[better]
         best_codes[better] = codes[better].astype(np.int8)
