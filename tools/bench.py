@@ -50,6 +50,11 @@ def peer_command(python: str) -> tuple[str, ...]:
     return (python, str(PEER_SCRIPT))
 
 
+def settle() -> None:
+    """Wait until the side that ran last is idle."""
+    time.sleep(SETTLING_SECONDS)
+
+
 class Bench:
     """Runs a benchmark; ``run`` yields nothing but tells ``progress`` and ``on_result`` how it goes on."""
 
@@ -125,7 +130,7 @@ class Bench:
         seconds: dict[tuple[str, str], list[float]] = {(side.name, variant): [] for side, variant in ways}
         for _ in range(self._settings.repetitions):
             for side, variant in ways:
-                seconds[side.name, variant].append(self._timed_run(side, variant, settle=len(sides) > 1))
+                seconds[side.name, variant].append(self._timed_run(side, variant, with_others=len(sides) > 1))
             self._advance()
         tokens = test.tokens * test.batch
         speeds = {way: Figures(tuple(tokens / second for second in runs)) for way, runs in seconds.items()}
@@ -133,9 +138,9 @@ class Bench:
         peer = {variant: speed for (name, variant), speed in speeds.items() if name != OURS}
         return BenchResult(test, own, bytes_per_step, self._share(test, own, bytes_per_step), peer)
 
-    def _timed_run(self, side: BenchProcess, variant: str, settle: bool) -> float:
-        if settle:
-            time.sleep(SETTLING_SECONDS)
+    def _timed_run(self, side: BenchProcess, variant: str, with_others: bool) -> float:
+        if with_others:
+            settle()
         self._meter.begin([side.identity])
         seconds = side.ask_seconds({"do": "run", "variant": variant})
         self._meter.end([side.identity])

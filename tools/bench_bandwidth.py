@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.memory import available_bytes
 
@@ -48,10 +49,11 @@ def read_loop() -> Read:
             d = d ^ load_ints(place + 192)
         return sum_int_lanes((a ^ b) ^ (c ^ d))
 
-    return read  # type: ignore[no-any-return]
+    loop: Read = read
+    return loop
 
 
-def measure(threads: int, read: Read, buffer: np.ndarray) -> float:
+def measure(threads: int, read: Read, buffer: NDArray[np.uint64]) -> float:
     """Bytes a second that so many threads read together."""
     part = buffer.nbytes // threads // 256 * 256
     best = 0.0

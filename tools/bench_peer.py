@@ -5,27 +5,33 @@ asked is described in ``bench_process.py``. As llama.cpp's own ``llama-bench`` d
 last token of a prompt only, no sampling. Flash attention is a variant: off, and what llama.cpp chooses by itself.
 """
 
+from __future__ import annotations
+
 import ctypes
+import importlib
 import json
 import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
+Request = dict[str, Any]
 CACHE_TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
 NO_FLASH_ATTENTION = "flash attention off"
 NEEDED = ("llama_model_load_from_file", "llama_init_from_model", "llama_get_memory", "llama_memory_seq_rm")
 
 
-def take_output():
+def take_output() -> IO[str]:
     """A private copy of standard output; what libraries print goes to standard error from now on."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel
 
 
-def peak_bytes():
+def peak_bytes() -> int | None:
     """Most physical memory this process ever occupied, or None."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
@@ -43,7 +49,16 @@ def peak_bytes():
 class Context:
     """One llama_context made for one test."""
 
-    def __init__(self, library, model, settings, tokens, batch_rows, sequences, variant):
+    def __init__(
+        self,
+        library: Any,
+        model: Any,
+        settings: Request,
+        tokens: int,
+        batch_rows: int,
+        sequences: int,
+        variant: str,
+    ) -> None:
         parameters = library.llama_context_default_params()
         parameters.n_ctx = sequences * (-(-tokens // 256) * 256)
         parameters.n_seq_max = sequences
@@ -59,12 +74,12 @@ class Context:
         self.rows = min(library.llama_n_batch(self.context), max(1, batch_rows))
         self.batch = library.llama_batch_init(max(self.rows, sequences), 0, 1)
 
-    def _decode(self):
+    def _decode(self) -> None:
         status = self.library.llama_decode(self.context, self.batch)
         if status:
             raise RuntimeError(f"llama_decode answered {status}")
 
-    def _set(self, row, token, position, sequence, wanted):
+    def _set(self, row: int, token: int, position: int, sequence: int, wanted: int) -> None:
         batch = self.batch
         batch.token[row] = token
         batch.pos[row] = position
@@ -72,7 +87,7 @@ class Context:
         batch.seq_id[row][0] = sequence
         batch.logits[row] = wanted
 
-    def prompt(self, tokens, first, sequence):
+    def prompt(self, tokens: list[int], first: int, sequence: int) -> None:
         """Compute a prompt that begins at position ``first``; logits for its last token."""
         for begin in range(0, len(tokens), self.rows):
             part = tokens[begin : begin + self.rows]
@@ -82,20 +97,20 @@ class Context:
             self._decode()
         self.library.llama_synchronize(self.context)
 
-    def step(self, tokens, position):
+    def step(self, tokens: list[int], position: int) -> None:
         """One token for each sequence."""
         for sequence, token in enumerate(tokens):
             self._set(sequence, token, position, sequence, 1)
         self.batch.n_tokens = len(tokens)
         self._decode()
 
-    def cut(self, position):
+    def cut(self, position: int) -> None:
         """Forget everything from a position on, in all sequences."""
         for sequence in range(self.library.llama_n_seq_max(self.context)):
             if not self.library.llama_memory_seq_rm(self.memory, sequence, position, -1):
                 raise RuntimeError("llama.cpp cannot take tokens back from this model's memory")
 
-    def close(self):
+    def close(self) -> None:
         self.library.llama_batch_free(self.batch)
         self.library.llama_free(self.context)
 
@@ -103,21 +118,19 @@ class Context:
 class Peer:
     """Answers the requests."""
 
-    def __init__(self):
-        import llama_cpp
-
-        self.library = llama_cpp
-        if not all(hasattr(llama_cpp, name) for name in NEEDED):
-            raise RuntimeError(f"llama-cpp-python {llama_cpp.__version__} is too old; install 0.3.16 or newer")
+    def __init__(self) -> None:
+        self.library = library = importlib.import_module("llama_cpp")
+        if not all(hasattr(library, name) for name in NEEDED):
+            raise RuntimeError(f"llama-cpp-python {library.__version__} is too old; install 0.3.16 or newer")
         # Kept alive: llama.cpp calls it for every line of its log.
-        self.silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(self.silence, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        self.model = None
-        self.contexts = {}
+        self.silence = library.llama_log_callback(lambda level, text, data: None)
+        library.llama_log_set(self.silence, ctypes.c_void_p(0))
+        library.llama_backend_init()
+        self.model: Any = None
+        self.contexts: dict[str, Context] = {}
         self.random = random.Random(1)
 
-    def open(self, request):
+    def open(self, request: Request) -> Request:
         self.settings = request
         parameters = self.library.llama_model_default_params()
         parameters.n_gpu_layers = 0
@@ -132,15 +145,15 @@ class Peer:
             "system_info": information.decode(errors="replace") if isinstance(information, bytes) else "",
         }
 
-    def draw(self, count):
+    def draw(self, count: int) -> list[int]:
         return [self.random.randrange(self.tokens) for _ in range(count)]
 
-    def variants(self):
+    def variants(self) -> list[str]:
         """With a quantized cache there is no attention but flash attention."""
         chooses = hasattr(self.library.llama_context_default_params(), "flash_attn_type")
         return [NO_FLASH_ATTENTION, "default"] if chooses and self.settings["cache_type"] == "f16" else ["default"]
 
-    def prepare(self, request):
+    def prepare(self, request: Request) -> Request:
         for context in self.contexts.values():
             context.close()
         self.contexts = {}
@@ -156,10 +169,10 @@ class Peer:
             self.measure(context, min(count, 2) if request["kind"] == "decode" else count)
         return {"variants": list(self.contexts)}
 
-    def run(self, request):
+    def run(self, request: Request) -> Request:
         return {"seconds": self.measure(self.contexts[request["variant"]], self.test["tokens"])}
 
-    def measure(self, context, count):
+    def measure(self, context: Context, count: int) -> float:
         depth, sequences = self.test["depth"], self.test["batch"]
         tokens = self.draw(count * sequences)
         context.cut(depth)
@@ -175,7 +188,7 @@ class Peer:
         self.library.llama_synchronize(context.context)
         return time.perf_counter() - begin
 
-    def generate(self, request, tell):
+    def generate(self, request: Request, tell: Callable[[Request], None]) -> Request:
         """The first token is chosen as a program would, the others repeat it: this is not about text."""
         begin = time.perf_counter()
         self.open(request)
@@ -189,7 +202,7 @@ class Peer:
         loaded = time.perf_counter()
         context.prompt(list(ids)[:count], 0, 0)
         logits = self.library.llama_get_logits_ith(context.context, -1)
-        token = max(range(self.tokens), key=logits.__getitem__)
+        token = int(importlib.import_module("numpy").ctypeslib.as_array(logits, (self.tokens,)).argmax())
         tell({"event": "first token"})
         for position in range(count, total - 1):
             context.step([token], position)
@@ -198,14 +211,14 @@ class Peer:
         return {"load_seconds": loaded - begin, "peak_memory_bytes": peak_bytes()}
 
 
-def main():
+def main() -> None:
     channel = take_output()
 
-    def tell(answer):
+    def tell(answer: Request) -> None:
         channel.write(json.dumps(answer) + "\n")
         channel.flush()
 
-    peer = None
+    peer: Peer | None = None
     for line in sys.stdin:
         try:
             request = json.loads(line)

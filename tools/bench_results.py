@@ -253,4 +253,4 @@ def warnings(report: BenchReport) -> Iterator[str]:
         yield f"other processes kept {shown:.1f} cores busy while this ran (at most {busiest:.1f}): figures are rough"
     for result in report.results:
         if result.speed.median and result.speed.std > 0.1 * result.speed.mean:
-            yield f"{result.test.name} on {result.test.threads or 'all'} threads varies by more than 10 %"
+            yield f"{result.test.name} on {result.test.threads or 'auto'} threads varies by more than 10 %"

@@ -130,11 +130,9 @@ class Side:
         layers = self._graph.cache
         sizes = [layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers]
         middle = self._test["depth"] + 1 + self._test["tokens"] / 2
-        seen = sum(size * min(middle, layer.window or middle) for size, layer in zip(sizes, layers, strict=True)) / sum(
-            sizes
-        )
-        cache = self._test["batch"] * seen * self._executor.block_bytes / BLOCK_TOKENS
-        return round(self._executor.memory()["weights"] + cache)
+        seen = [size * min(middle, layer.window or middle) for size, layer in zip(sizes, layers, strict=True)]
+        of_sequence = self._executor.block_bytes / BLOCK_TOKENS * sum(seen) / sum(sizes)
+        return int(self._executor.memory()["weights"] + self._test["batch"] * of_sequence)
 
 
 def make_executor(request: dict[str, Any], graph: Graph, weights: WeightStore, tell: Tell) -> Executor:
@@ -153,10 +151,10 @@ def make_executor(request: dict[str, Any], graph: Graph, weights: WeightStore, t
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:
     """Load by the public interface, continue a text, tell what that took."""
-    begin = time.perf_counter()
     from edgellm.llm import LLM
     from edgellm.sampling import Sampling
 
+    begin = time.perf_counter()
     with LLM.load(
         request["model"], backend=request["backend"], threads=request["threads"], cache_type=request["cache_type"]
     ) as llm:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,27 +21,20 @@ if TYPE_CHECKING:
     from edgellm.tools.bench_results import BenchReport, BenchResult, StartUp
 
 
-class Counts(click.ParamType):
-    """Whole numbers with commas between; "auto" becomes None where it is allowed."""
+def _counts(
+    *names: str, default: str, help: str, auto: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option of whole numbers with commas between; "auto" becomes None where it is allowed."""
 
-    name = "counts"
-
-    def __init__(self, auto: bool = False) -> None:
-        self._auto = auto
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | None, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
+    def parse(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int | None, ...]:
+        parts = [part.strip() for part in value.split(",")]
         try:
-            return tuple(None if self._auto and part == "auto" else int(part) for part in parts)
+            return tuple(None if auto and part == "auto" else int(part) for part in parts)
         except ValueError:
-            self.fail(f"{value!r}: give whole numbers with commas between{' or auto' if self._auto else ''}")
+            expected = f"whole numbers with commas between{', or auto' if auto else ''}"
+            raise click.BadParameter(f"{value!r} was given, expected {expected}") from None
 
-
-def _counts(*names: str, default: str, help: str, auto: bool = False) -> Any:
-    metavar = "N,..."
-    return click.option(*names, type=Counts(auto), default=default, show_default=True, metavar=metavar, help=help)
+    return click.option(*names, default=default, show_default=True, metavar="N,...", callback=parse, help=help)
 
 
 @click.command("bench")
@@ -108,7 +102,7 @@ def _interpreter(name: str) -> str:
 def result_line(result: BenchResult) -> str:
     """One test, for the log on stderr."""
     test = result.test
-    where = f"{test.name}, {test.threads or 'auto'} threads"
+    where = f"{test.name}, {test.threads or 'auto'} thread{'' if test.threads == 1 else 's'}"
     if test.batch > 1:
         where += f", {test.batch} sequences"
     if test.depth:
