@@ -153,7 +153,8 @@ class KernelLibrary:
         self._report(0, len(names))
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "edgellm.kernels.build", str(self.folder), *names[job::jobs]],
+                # -P: a module in the current folder must not be taken for one of ours or of the standard library.
+                [sys.executable, "-P", "-m", "edgellm.kernels.build", str(self.folder), *names[job::jobs]],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
