@@ -43,7 +43,7 @@ def _system_control(name: str) -> str:
     """One value of macOS's sysctl, or an empty string."""
     try:
         result = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip()
 
