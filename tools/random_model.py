@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -354,11 +355,13 @@ def main(
     }
     try:
         changed = replace(SHAPES[shape], **{name: size for name, size in given.items() if size})
-        with click.progressbar(length=1, label="writing", file=sys.stderr) as bar:
+        with ExitStack() as stack:
+            bars = []
 
             def show(done: int, total: int) -> None:
-                bar.length = total
-                bar.update(done - bar.pos)
+                if not bars:
+                    bars.append(stack.enter_context(click.progressbar(length=total, label="writing", file=sys.stderr)))
+                bars[0].update(done - bars[0].pos)
 
             size = write_random_model(path, changed, kind, embedding_type, seed, force, show)
     except EdgeLLMError as error:
