@@ -356,7 +356,7 @@ def main(
     try:
         changed = replace(SHAPES[shape], **{name: size for name, size in given.items() if size})
         with ExitStack() as stack:
-            bars = []
+            bars: list[Any] = []
 
             def show(done: int, total: int) -> None:
                 if not bars:
