@@ -43,7 +43,7 @@ from edgellm.kernels.simd import (
 
 TILE = 4  # activation rows that share one unpacking of the weights
 ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all weights pass
-PREFETCH = 3072  # bytes ahead
+PREFETCH = 6144  # bytes ahead
 VALUES_PER_SCALE = 16  # bytes of scales per 32 activations: scale, sum, sum of each half
 
 
@@ -99,7 +99,15 @@ def _tile_product(rows, chunks, sum_offset):
 
 # -- unpacking: one block of a group to vectors of codes, scales and offsets ---------------------------------------
 # A block function adds one block's products to a tile: codes and scales are addresses of the block in the group,
-# x and s those of the activations' codes and scales at the same place.
+# x and s those of the activations' codes and scales at the same place, ahead what to prefetch (0: nothing).
+
+
+@helper
+def prefetch_lines(ahead, part, size):
+    """Prefetch the lines of one part of a block, ``size`` bytes each, unless ``ahead`` is 0."""
+    if ahead:
+        for line in range(0, size, 64):
+            prefetch(ahead + part * size + line)
 
 
 @helper
@@ -126,8 +134,15 @@ def _fifth_bits(bits, codes):
     )  # fmt: skip
 
 
+def _bytes_per_32_values(name):
+    """Of 16 packed rows."""
+    layout = FORMATS[name]
+    return (layout.code_bytes + layout.scale_bytes) * 32 // layout.values
+
+
 def _blocks_of_32(rows, name):
     """Formats with one half-precision scale, and perhaps an offset, per 32 values."""
+    prefetch_bytes = _bytes_per_32_values(name)
     add = _tile_product(rows, 8, 4)
     look_up = lookup16(FORMATS["iq4"].table)
     unsigned = {"q8": -128.0, "q4": -8.0, "q5": -16.0, "iq4": -128.0}
@@ -173,8 +188,9 @@ def _blocks_of_32(rows, name):
             return _nibbles(codes)
 
     @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride):
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
         scale = load_halves(scales)
+        prefetch_lines(ahead, 0, prefetch_bytes)
         return add(tile, codes_of(codes), scale, offset_of(scale, scales), x, x_stride, s, s_stride)
 
     return block
@@ -213,14 +229,16 @@ def _or8(a, b):
 
 def _four_or_five_bits_by_superblock(rows, name):
     """Q4_K and Q5_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum."""
+    prefetch_bytes = _bytes_per_32_values(name)
     add = _tile_product(rows, 8, 4)
     five = name == "k5"
 
     @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride):
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
         d = load_halves(scales)
         minimum = load_halves(scales + 32) * splat_float(-1.0)
         for sub in range(8):
+            prefetch_lines(ahead, sub, prefetch_bytes)
             scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
             offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
             values = _low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
@@ -234,6 +252,7 @@ def _four_or_five_bits_by_superblock(rows, name):
 
 def _sixteen_value_scales(rows, name):
     """Q2_K, Q3_K and Q6_K: 16 sub-blocks of 16 values, each with its scale (Q2_K: and minimum)."""
+    prefetch_bytes = _bytes_per_32_values(name)
     add_low, add_high = _tile_product(rows, 4, 8), _tile_product(rows, 4, 12)
     two, three = name == "k2", name == "k3"
 
@@ -257,10 +276,11 @@ def _sixteen_value_scales(rows, name):
         return scale, scale * splat_float(-4.0 if three else -32.0)
 
     @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride):
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
         d = load_halves(scales)
         minimum = load_halves(scales + 32) * splat_float(-1.0)
         for sub in range(8):
+            prefetch_lines(ahead, sub, prefetch_bytes)
             v = values_of(codes, sub >> 2, sub & 3)
             scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub)
             x_sub, s_sub = x + 32 * sub, s + 16 * sub
@@ -274,13 +294,15 @@ def _sixteen_value_scales(rows, name):
 
 def _table_by_superblock(rows, name):
     """IQ4_XS: 8 sub-blocks of 32 table entries, each with a 6-bit scale (stored as a signed byte)."""
+    prefetch_bytes = _bytes_per_32_values(name)
     add = _tile_product(rows, 8, 4)
     look_up = lookup16(FORMATS["iq4"].table)
 
     @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride):
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
         d = load_halves(scales)
         for sub in range(8):
+            prefetch_lines(ahead, sub, prefetch_bytes)
             scale = d * to_floats(load_signed_bytes(scales + 32 + 16 * sub))
             n = _nibbles(codes + 256 * sub)
             values = (
@@ -296,13 +318,15 @@ def _table_by_superblock(rows, name):
 
 def _ternary(rows, name):
     """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values."""
+    prefetch_bytes = _bytes_per_32_values(name)
     add = _tile_product(rows, 8, 4)
 
     @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride):
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
         scale = load_halves(scales)
         offset = scale * splat_float(-1.0)
         for sub in range(8):
+            prefetch_lines(ahead, sub, prefetch_bytes)
             values = _select_bits(codes + 512 * (sub >> 2), 2 * (sub & 3), 0x03030303, 0)
             tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
         return tile
@@ -355,7 +379,7 @@ def kernel(variant):
         for block in range(blocks):
             tile = many(
                 tile, weights + block * code_bytes, scales + block * scale_bytes,
-                x + block * input_bytes, x_stride, s + block * activation_scale_bytes, s_stride,
+                x + block * input_bytes, x_stride, s + block * activation_scale_bytes, s_stride, 0,
             )  # fmt: skip
         store_tile(tile, output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
@@ -384,12 +408,11 @@ def kernel(variant):
         scales = weights + blocks * code_bytes
         fine_codes, fine_scales = get(record, F.fine_codes), get(record, F.fine_scales)
         for block in range(blocks):
-            codes = weights + block * code_bytes
-            for line in range(0, code_bytes, 64):
-                prefetch(codes + PREFETCH + line)
+            # Codes and scales are read from two places, but all of both are prefetched once, in their order.
+            ahead = weights + PREFETCH + block * (code_bytes + scale_bytes)
             tile = one(
-                tile, codes, scales + block * scale_bytes, x + block * input_bytes, fine_codes,
-                s + block * activation_scale_bytes, fine_scales,
+                tile, weights + block * code_bytes, scales + block * scale_bytes, x + block * input_bytes, fine_codes,
+                s + block * activation_scale_bytes, fine_scales, ahead,
             )  # fmt: skip
         store(tile, output, bias, get(record, F.accumulate))
 

@@ -317,14 +317,30 @@ def packed_type(type_name: str) -> str:
     return "Q8_0" if type_name in CONVERSIONS else "F32"
 
 
-def pack_matrix(raw: Bytes, type_name: str, rows: int, columns: int, run: Run) -> PackedMatrix:
-    """Pack a matrix whose rows are ``raw`` (rows, bytes), in the file's own encoding of a type in `RECIPES`."""
+def packed_bytes(type_name: str, rows: int, columns: int) -> int:
+    """Bytes that a matrix of a type in `RECIPES` takes when packed."""
+    layout = FORMATS[RECIPES[type_name].format]
+    return -(-rows // LANES) * layout.group_bytes(columns // layout.values)
+
+
+def pack_matrix(
+    raw: Bytes,
+    type_name: str,
+    rows: int,
+    columns: int,
+    run: Run,
+    allocate: Callable[[int], Bytes] = aligned_empty,
+) -> PackedMatrix:
+    """Pack a matrix whose rows are ``raw`` (rows, bytes), in the file's own encoding of a type in `RECIPES`.
+
+    ``allocate`` gives memory for the result, on a cache line.
+    """
     recipe = RECIPES[type_name]
     layout = FORMATS[recipe.format]
-    groups, blocks = -(-rows // LANES), columns // layout.values
+    blocks = columns // layout.values
     if blocks * layout.values != columns or raw.shape != (rows, blocks * recipe.block_bytes):
         raise ValueError(f"{rows} rows of {columns} {type_name} values do not fit {raw.shape} bytes")
-    matrix = PackedMatrix(layout, rows, columns, aligned_empty(groups * layout.group_bytes(blocks)))
+    matrix = PackedMatrix(layout, rows, columns, allocate(packed_bytes(type_name, rows, columns)))
     for section in recipe.sections:
         _run_section(matrix, raw, recipe, section, run)
     for scales in recipe.scales:

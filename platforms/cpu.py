@@ -20,11 +20,13 @@ from edgellm.kernels.packing import (
     PackedMatrix,
     pack_kernels,
     pack_matrix,
+    packed_bytes,
     packed_type,
     ternary_to_two_bits,
     to_q8_0,
 )
 from edgellm.kernels.target import current_target
+from edgellm.platforms.arena import Arena
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def _plan_array(steps: list[Step], addresses: dict[str, int]) -> Int64Array:
+    """The plan as `edgellm.kernels.team` walks it."""
     rows = [(addresses[step.kernel], step.record.ctypes.data, int(step.barrier), 0) for step in steps]
     return np.array(rows, np.int64).reshape(-1, 4)
 
@@ -113,33 +116,44 @@ class CPUExecutor:
         for kind in converted:
             if kind != "TQ1_0":
                 logger.warning("weights of type %s have no kernel: converted to %s", kind, packed_type(kind))
+        arena = Arena(sum(64 + self._packed_bytes(name) for name in self._types))
         matrices = {}
         for number, name in enumerate(self._types):
             if self._progress:
                 self._progress("weights", number, len(self._types))
-            matrices[name] = self._pack(name)
+            matrices[name] = self._pack(name, arena)
             self._weights.release(name)
         if self._progress:
             self._progress("weights", len(self._types), len(self._types))
         self._weight_bytes = sum(matrix.data.nbytes for matrix in matrices.values())
         return matrices
 
-    def _pack(self, name: str) -> PackedMatrix:
+    def _packed_as(self, name: str) -> tuple[str, int, int]:
+        """The type that a weight is packed as, and its rows and columns."""
         info = self._weights.info(name)
         if len(info.shape) != 2:
             raise UnsupportedModelError(f"tensor {name} has {len(info.shape)} dimensions where a matrix is expected")
         rows, columns = info.shape
-        kind = info.type.name
-        target = packed_type(kind)
+        target = packed_type(info.type.name)
+        if info.type.name in CONVERSIONS and columns % 32:
+            target = "F32"
+        return target, rows, columns
+
+    def _packed_bytes(self, name: str) -> int:
+        return packed_bytes(*self._packed_as(name))
+
+    def _pack(self, name: str, arena: Arena) -> PackedMatrix:
+        target, rows, columns = self._packed_as(name)
+        kind = self._types[name]
         if kind == target:
             raw = self._weights.raw(name)
         elif kind == "TQ1_0":
             raw = ternary_to_two_bits(self._weights.raw(name))
-        elif kind in CONVERSIONS and columns % 32 == 0:
+        elif target == "Q8_0":
             raw = to_q8_0(self._weights.float32(name), CONVERSIONS[kind])
         else:
-            target, raw = "F32", self._weights.float32(name).view(np.uint8).reshape(rows, 4 * columns)
-        return pack_matrix(raw, target, rows, columns, self._run_kernel)
+            raw = self._weights.float32(name).view(np.uint8).reshape(rows, 4 * columns)
+        return pack_matrix(raw, target, rows, columns, self._run_kernel, arena.take)
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
         planner = Planner(self.graph, matrices, self._read_vectors(), cache_type, self._cache, self.threads)
