@@ -26,6 +26,7 @@ from edgellm.kernels.packing import (
     to_q8_0,
 )
 from edgellm.kernels.target import current_target
+from edgellm.memory import available_bytes, format_bytes
 from edgellm.platforms.arena import Arena
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
 from edgellm.platforms.cpu_cache import CacheMemory
@@ -116,7 +117,13 @@ class CPUExecutor:
         for kind in converted:
             if kind != "TQ1_0":
                 logger.warning("weights of type %s have no kernel: converted to %s", kind, packed_type(kind))
-        arena = Arena(sum(64 + self._packed_bytes(name) for name in self._types))
+        needed, free = sum(64 + self._packed_bytes(name) for name in self._types), available_bytes()
+        if free is not None and needed > free:
+            raise OutOfMemoryError(
+                f"the packed weights take {format_bytes(needed)}, {format_bytes(free)} of memory are free",
+                "use a smaller model or quantization, or close other programs",
+            )
+        arena = Arena(needed)
         matrices = {}
         for number, name in enumerate(self._types):
             if self._progress:
