@@ -202,11 +202,11 @@ TEAM = _lines(
     "Team",
     "arrived",  # threads at the barrier
     "generation",  # barriers passed
-    "step",  # plans started
+    "step",  # 65536 * plans started + threads that take part in the last one
+    "finished",  # the step of the last plan that the caller's thread took part in
     "closed",  # 1: workers end
     "plan",  # address of the plan
     "operations",  # operations in the plan
-    "threads",  # threads that take part
     "yield_function",  # address of a C function that gives the core to another thread
     "idle_yields",  # how often a worker yields before it sleeps
 )

@@ -20,7 +20,7 @@ from edgellm.kernels.atomics import (
     restore_denormals,
 )
 from edgellm.kernels.records import TEAM as F
-from edgellm.kernels.simd import get, helper, int64_at
+from edgellm.kernels.simd import get, helper, int64_at, set_int64
 
 RESULT = "int64"
 _SPINS = 1000  # about 20 microseconds
@@ -87,6 +87,7 @@ def kernel(variant):
 
     def run(team, thread, threads):
         _run(team, thread, threads)
+        set_int64(team + F.finished, get(team, F.step))
         return 0
 
     def work(team, thread, seen):
@@ -97,12 +98,15 @@ def kernel(variant):
             seen = current
             if atomic_load(team + F.closed):
                 return -1
-            threads = get(team, F.threads)
+            # In the step itself: a thread without a part in this plan may be so late that the next is being written.
+            threads = current & 0xFFFF
             if thread < threads:
                 _run(team, thread, threads)
 
-    def start(team, unused, also_unused):
+    def start(team, threads, unused):
         """Let the workers begin: everything written before is seen by them."""
-        return atomic_add(team + F.step, 1) + 1
+        step = ((atomic_load(team + F.step) >> 16) + 1 << 16) + threads
+        atomic_exchange(team + F.step, step)
+        return step
 
     return {"run": run, "work": work, "start": start}[variant]

@@ -70,9 +70,17 @@ class _Shared:
     def step(self) -> int:
         return int(self.memory[TEAM.step // 8])
 
-    def start_workers(self) -> None:
-        """Let the workers take up the plan in the shared memory."""
-        self.start(self.address, 0, 0)
+    def unfinished(self) -> bool:
+        """Whether workers were started for a plan that the caller's thread has not run."""
+        return bool(self.memory[TEAM.step // 8] != self.memory[TEAM.finished // 8])
+
+    def start_workers(self, threads: int) -> None:
+        """Let so many threads, the caller's among them, take up the plan in the shared memory."""
+        self.start(self.address, threads, 0)
+        self.wake_workers()
+
+    def wake_workers(self) -> None:
+        """Wake those that sleep; they look whether there is something to do."""
         if self.sleeping:
             with self.wake:
                 self.wake.notify_all()
@@ -98,7 +106,7 @@ def _close(shared: _Shared, workers: list[threading.Thread], process: int) -> No
     if process != os.getpid():
         return  # a forked child has no workers to end
     shared.memory[TEAM.closed // 8] = 1
-    shared.start_workers()
+    shared.start_workers(0)
     for worker in workers:
         if worker is not threading.current_thread():
             worker.join()
@@ -147,10 +155,14 @@ class ThreadTeam:
             memory = self._shared.memory
             memory[TEAM.plan // 8] = plan.ctypes.data
             memory[TEAM.operations // 8] = len(plan)
-            memory[TEAM.threads // 8] = threads
-            if threads > 1:
-                self._shared.start_workers()
-            self._run(self._shared.address, 0, threads)
+            try:
+                if threads > 1:
+                    self._shared.start_workers(threads)
+                self._run(self._shared.address, 0, threads)
+            finally:
+                if self._shared.unfinished():  # Ctrl-C came in between, and the workers wait for this thread
+                    self._shared.wake_workers()
+                    self._run(self._shared.address, 0, threads)
 
     def close(self) -> None:
         """End the workers."""
