@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -232,8 +233,11 @@ def guarded(array: Array) -> Array:
     return copy
 
 
-def exit_status(work: Callable[[], None]) -> int:
-    """Do something in a forked child: 0 if it returned, 1 if it raised, minus the signal that ended it."""
+def exit_status(work: Callable[[], None], seconds: int = 300) -> int:
+    """Do something in a forked child: 0 if it returned, 1 if it raised, minus the signal that ended it.
+
+    A child that hangs is ended by the alarm signal after some seconds.
+    """
     if not hasattr(os, "fork"):
         pytest.skip("this system cannot fork")
     sys.stdout.flush()
@@ -243,6 +247,7 @@ def exit_status(work: Callable[[], None]) -> int:
     if child == 0:
         status = 1
         try:
+            signal.alarm(seconds)
             work()
             status = 0
         except BaseException:
