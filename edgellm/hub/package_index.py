@@ -23,7 +23,6 @@ from edgellm.hub.transfer import HTTPStatusError, Patience, RemoteFile, download
 
 log = logging.getLogger(__name__)
 
-DEFAULT_INDEX = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 _LOOK_UP_ATTEMPTS = 3
 _RELEASE = re.compile(r"(\d+(?:\.\d+)*)(?:\.post(\d+))?\Z")
@@ -45,10 +44,20 @@ def index_urls() -> list[str]:
     main, extra = os.environ.get("PIP_INDEX_URL"), os.environ.get("PIP_EXTRA_INDEX_URL")
     if main is None or extra is None:  # asking pip takes a second
         configured = _pip_configuration()
-        main = main or configured.get("index-url") or DEFAULT_INDEX
+        main = main or configured.get("index-url") or default_index()
         extra = configured.get("extra-index-url", "") if extra is None else extra
     urls = [url.rstrip("/") for url in [main, *extra.split()]]
     return [url for url in urls if urllib.parse.urlsplit(url).scheme in ("http", "https")]
+
+
+def default_index() -> str:
+    """The index that pip asks when nothing else is configured; empty when there is no pip."""
+    try:
+        from pip._internal.models.index import PyPI
+
+        return str(PyPI.simple_url)
+    except (ImportError, AttributeError):  # no pip, or one that keeps it elsewhere
+        return ""
 
 
 def _pip_configuration() -> dict[str, str]:

