@@ -64,6 +64,7 @@ class Context:
         parameters.n_seq_max = sequences
         parameters.n_threads = parameters.n_threads_batch = settings["threads"]
         parameters.type_k = parameters.type_v = CACHE_TYPES[settings["cache_type"]]
+        parameters.kv_unified = False  # each sequence reads what is its own, as real users' do
         if variant == NO_FLASH_ATTENTION:
             parameters.flash_attn_type = 0
         self.library = library
@@ -103,6 +104,11 @@ class Context:
             self._set(sequence, token, position, sequence, 1)
         self.batch.n_tokens = len(tokens)
         self._decode()
+
+    def copy(self, sequences: int) -> None:
+        """Give all sequences the first one's content, each in memory of its own."""
+        for sequence in range(1, sequences):
+            self.library.llama_memory_seq_cp(self.memory, 0, sequence, -1, -1)
 
     def cut(self, position: int) -> None:
         """Forget everything from a position on, in all sequences."""
@@ -164,8 +170,8 @@ class Peer:
             context = Context(self.library, self.model, self.settings, depth + count + 1, rows, sequences, variant)
             self.contexts[variant] = context
             if depth:
-                for sequence in range(sequences):
-                    context.prompt(self.draw(depth), 0, sequence)
+                context.prompt(self.draw(depth), 0, 0)
+                context.copy(sequences)
             self.measure(context, min(count, 2) if request["kind"] == "decode" else count)
         return {"variants": list(self.contexts)}
 

@@ -12,6 +12,8 @@ from edgellm.errors import InvalidSettingError
 from edgellm.tools.bench_machine import MachineLoad
 
 MOST_TOKENS = 1 << 20
+UNSTEADY = 0.1
+"""Standard deviation, as a share of the mean, from which on the user is warned."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,15 @@ class BenchTest:
     def name(self) -> str:
         """As llama-bench names it: pp512, tg128."""
         return f"{'pp' if self.kind == 'prefill' else 'tg'}{self.tokens}"
+
+    def __str__(self) -> str:
+        """For people: tg128, 2 threads, 4 sequences, depth 4096."""
+        parts = [self.name, f"{self.threads or 'auto'} thread{'' if self.threads == 1 else 's'}"]
+        if self.batch > 1:
+            parts.append(f"{self.batch} sequences")
+        if self.depth:
+            parts.append(f"depth {self.depth}")
+        return ", ".join(parts)
 
     def request(self) -> dict[str, Any]:
         """For a side of the benchmark."""
@@ -252,5 +263,5 @@ def warnings(report: BenchReport) -> Iterator[str]:
         shown = busiest if during is None or during.other_cores is None else during.other_cores
         yield f"other processes kept {shown:.1f} cores busy while this ran (at most {busiest:.1f}): figures are rough"
     for result in report.results:
-        if result.speed.median and result.speed.std > 0.1 * result.speed.mean:
-            yield f"{result.test.name} on {result.test.threads or 'auto'} threads varies by more than 10 %"
+        if result.speed.std > UNSTEADY * result.speed.mean:
+            yield f"{result.test}: runs vary by {100 * result.speed.std / result.speed.mean:.0f} %"

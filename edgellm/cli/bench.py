@@ -101,13 +101,7 @@ def _interpreter(name: str) -> str:
 
 def result_line(result: BenchResult) -> str:
     """One test, for the log on stderr."""
-    test = result.test
-    where = f"{test.name}, {test.threads or 'auto'} thread{'' if test.threads == 1 else 's'}"
-    if test.batch > 1:
-        where += f", {test.batch} sequences"
-    if test.depth:
-        where += f", depth {test.depth}"
-    line = f"{where}: {result.speed.median:.1f} tok/s"
+    line = f"{result.test}: {result.speed.median:.1f} tok/s"
     best = result.best_peer
     return line if best is None else f"{line}, llama.cpp {result.peer[best].median:.1f}, ratio {result.ratio:.2f}"
 

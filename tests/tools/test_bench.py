@@ -472,7 +472,7 @@ class TestResults:
         lines = list(warnings(BenchReport(settings, [shaky], load={"before": busy, "during": quiet})))
         assert len(lines) == 2
         assert "other processes kept 0.0 cores busy while this ran (at most 1.5)" in lines[0]
-        assert lines[1] == "tg8 on auto threads varies by more than 10 %"
+        assert lines[1] == "tg8, auto threads: runs vary by 28 %"
 
     def test_best_of_starts(self) -> None:
         start = StartUp(Figures((0.2, 0.1)), Figures((0.9, 0.5, 0.6)), None)

@@ -52,7 +52,7 @@ def llama_vocab_n_tokens(vocabulary):
 
 def llama_context_default_params():
     return SimpleNamespace(
-        n_ctx=512, n_seq_max=1, n_threads=4, n_threads_batch=4, type_k=1, type_v=1, flash_attn_type=-1
+        n_ctx=512, n_seq_max=1, n_threads=4, n_threads_batch=4, type_k=1, type_v=1, flash_attn_type=-1, kv_unified=True
     )
 
 
@@ -116,6 +116,12 @@ def llama_memory_seq_rm(memory, sequence, begin, end):
     assert end == -1
     memory.lengths[sequence] = min(memory.lengths[sequence], begin)
     return True
+
+
+def llama_memory_seq_cp(memory, source, target, begin, end):
+    assert (begin, end) == (-1, -1)
+    assert not memory.parameters.kv_unified
+    memory.lengths[target] = memory.lengths[source]
 
 
 def llama_synchronize(context):
