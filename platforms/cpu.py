@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.errors import InvalidSettingError, OutOfMemoryError, UnsupportedModelError
+from edgellm.errors import EdgeLLMError, InvalidSettingError, OutOfMemoryError, UnsupportedModelError
 from edgellm.folders import kernels_folder
 from edgellm.graph import Attention, Graph, Linear, Norm
 from edgellm.kernels.library import KernelLibrary
@@ -96,6 +96,7 @@ class CPUExecutor:
             self._team.close()
             raise
         self._tables = np.zeros(0, np.int32)
+        self._closed = False
 
     # -- loading ------------------------------------------------------------------------------------------------
 
@@ -202,6 +203,7 @@ class CPUExecutor:
         from edgellm.kernels.records import ATTENTION, CACHE
 
         with self._lock:
+            self._check_open()
             self._cache.reserve(blocks)
             for layer, store, attend in self._planner.attention_records:
                 store[CACHE.cache // 8] = attend[ATTENTION.cache // 8] = self._cache.address(layer)
@@ -209,6 +211,7 @@ class CPUExecutor:
     def copy_block(self, source: int, destination: int) -> None:
         """Copy the keys and values of one block, in all layers."""
         with self._lock:
+            self._check_open()
             self._check_blocks(np.array([source, destination]))
             self._cache.copy(source, destination)
 
@@ -221,6 +224,7 @@ class CPUExecutor:
     def step(self, batch: Batch) -> Float32Array:
         """Logits (outputs, vocabulary) of the rows asked for; valid until the next step."""
         with self._lock:
+            self._check_open()
             self._take(batch)
             begin = time.perf_counter()
             self._team.run(self._body, self._size.threads)
@@ -270,6 +274,14 @@ class CPUExecutor:
     def _check_rows(self, batch: Batch) -> None:
         """Nothing that a kernel turns into an address may lie outside its buffer."""
         sequences, width = batch.block_tables.shape
+        if not len(batch.tokens) == len(batch.positions) == len(batch.sequences):
+            raise InvalidSettingError("a step has different numbers of tokens, positions and sequences")
+        for operation, _buffer in self._embedded:
+            ids = batch.positions if operation.positions else batch.tokens
+            limit = self._weights.info(operation.weight).shape[0]
+            if ids.min() < 0 or ids.max() >= limit:
+                what = "position" if operation.positions else "token id"
+                raise InvalidSettingError(f"a {what} is not within 0 to {limit - 1}")
         if batch.positions.min() < 0 or batch.positions.max() >= width * BLOCK_TOKENS:
             raise InvalidSettingError("a position lies outside its block table")
         if batch.sequences.min() < 0 or batch.sequences.max() >= sequences:
@@ -292,15 +304,24 @@ class CPUExecutor:
 
     def memory(self) -> dict[str, int]:
         """Bytes of packed weights, of the reserved cache and of buffers."""
+        if self._closed:
+            return {"weights": 0, "cache": 0, "buffers": 0}
         return {
             "weights": self._weight_bytes,
             "cache": self._cache.blocks * self.block_bytes,
             "buffers": self._planner.pool.total_bytes,
         }
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EdgeLLMError("the executor is closed")
+
     def close(self) -> None:
-        """End the threads and give all memory back; the executor cannot be used afterwards."""
+        """End the threads and give all memory back; the executor cannot be used afterwards. May be called again."""
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
             self._team.close()
             self._cache.clear()
             self._matrices = {}
