@@ -123,10 +123,14 @@ class Kernels:
     def call(self, name: str, record: Record | Array, threads: int = 1) -> None:
         """Call a kernel once for each thread number, one after the other."""
         values = record.values if isinstance(record, Record) else record
-        place = ctypes.addressof(self._scratch)
-        function = _Function(self.library.load([name])[name])
+        address = self.library.load([name])[name]
         for thread in range(threads):
-            function(place, place + 8, values.ctypes.data, thread, threads)
+            self.call_at(address, values.ctypes.data, thread, threads)
+
+    def call_at(self, address: int, record: int, thread: int, threads: int) -> None:
+        """Call the kernel at an address with the record at another, as one of several threads."""
+        place = ctypes.addressof(self._scratch)
+        _Function(address)(place, place + 8, record, thread, threads)
 
     def call_flushing(self, name: str, record: Record) -> None:
         """Call a kernel as executors do: denormal numbers count as zero."""

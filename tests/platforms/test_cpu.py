@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from batches import Sequences, whole_logits
+from kernel_calls import load_kernels
 from numpy.typing import NDArray
 
 from edgellm.errors import EdgeLLMError, InvalidSettingError, OutOfMemoryError, UnsupportedModelError
@@ -202,6 +203,42 @@ def test_threads_do_not_change_a_bit(file: GGUFFile) -> None:
     expected = cpu_logits(file, IDS, threads=1)
     for threads in (2, 3, 8):
         assert np.array_equal(cpu_logits(file, IDS, threads=threads), expected)
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0), (0, 2, 1), None])
+@pytest.mark.parametrize(
+    ("architecture", "heads"), [("llama", (4, 2)), ("llama", (2, 1)), ("gemma3", (4, 2)), ("gemma3", (4, 1))]
+)
+def test_barriers_stand_wherever_threads_depend_on_each_other(
+    tiny_model: MakeModel, architecture: str, heads: tuple[int, int], order: tuple[int, int, int] | None
+) -> None:
+    """Between two barriers each thread may be as far ahead of the others as it likes: here it does all of its work
+    there before the next thread begins, in every order (None: by chance)."""
+    generator = np.random.default_rng(1)
+    path = tiny_model(
+        architecture, layers=3, heads=heads[0], kv_heads=heads[1], weight_types=("Q4_0", "F16", "Q8_0"), window=9
+    )
+    with open_gguf(path) as file:
+        executor = executor_of(file, 3)
+        kernels = load_kernels()
+
+        def logits(order: tuple[int, ...] | None) -> list[NDArray[np.float32]]:
+            def run(plan: NDArray[np.int64], threads: int) -> None:
+                assert threads == 3
+                for segment in np.split(plan, np.flatnonzero(plan[:, 2])):
+                    for thread in generator.permutation(3) if order is None else order:
+                        for address, record, _barrier, _unused in segment.tolist():
+                            kernels.call_at(address, record, int(thread), 3)
+
+            executor._team.run = run  # type: ignore[method-assign, assignment]
+            sequences = Sequences.of([IDS[:30], OTHER_IDS[:20]])
+            executor.reserve(sequences.blocks)
+            steps = ((1, 0), (12, 5), (1, 1), (0, 2), (16, 12))  # few and many rows, one and two sequences
+            return [executor.step(sequences.take(*counts)).copy() for counts in steps]
+
+        expected = logits((0, 1, 2))
+        assert all(np.array_equal(got, want) for got, want in zip(logits(order), expected, strict=True))
+        executor.close()
 
 
 def test_chunks_and_repetition_change_nothing_but_rounding(file: GGUFFile, executor: CPUExecutor) -> None:
