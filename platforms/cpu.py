@@ -16,6 +16,8 @@ from edgellm.graph import Attention, Graph, Linear, Norm
 from edgellm.kernels.library import KernelLibrary
 from edgellm.kernels.packing import (
     CONVERSIONS,
+    FORMATS,
+    LANES,
     RECIPES,
     PackedMatrix,
     pack_kernels,
@@ -40,6 +42,8 @@ from edgellm.weights import WeightStore
 
 Progress = Callable[[str, int, int], None]
 MAX_THREADS = 256
+PACK_CHUNK_BYTES = 64 << 20
+"""Of a weight as float32: a quarter to an eighth of that in most files."""
 logger = logging.getLogger(__name__)
 
 
@@ -130,7 +134,6 @@ class CPUExecutor:
             if self._progress:
                 self._progress("weights", number, len(self._types))
             matrices[name] = self._pack(name, arena)
-            self._weights.release(name)
         if self._progress:
             self._progress("weights", len(self._types), len(self._types))
         self._weight_bytes = sum(matrix.data.nbytes for matrix in matrices.values())
@@ -151,17 +154,33 @@ class CPUExecutor:
         return packed_bytes(*self._packed_as(name))
 
     def _pack(self, name: str, arena: Arena) -> PackedMatrix:
+        """Pack a weight some rows at a time, giving the file's pages back in between: a large vocabulary must not be
+        in memory twice."""
         target, rows, columns = self._packed_as(name)
+        whole = arena.take(packed_bytes(target, rows, columns))
+        step = LANES * max(1, PACK_CHUNK_BYTES // (LANES * 4 * columns))
+        for first in range(0, rows, step):
+            raw = self._raw_rows(name, target, first, min(rows, first + step))
+            begin = packed_bytes(target, first, columns)
+
+            def place(size: int, begin: int = begin) -> NDArray[np.uint8]:
+                return whole[begin : begin + size]
+
+            pack_matrix(raw, target, len(raw), columns, self._run_kernel, place)
+            self._weights.release(name)
+        return PackedMatrix(FORMATS[RECIPES[target].format], rows, columns, whole)
+
+    def _raw_rows(self, name: str, target: str, first: int, end: int) -> NDArray[np.uint8]:
+        """Some rows of a weight in the encoding of the type it is packed as."""
         kind = self._types[name]
         if kind == target:
-            raw = self._weights.raw(name)
-        elif kind == "TQ1_0":
-            raw = ternary_to_two_bits(self._weights.raw(name))
-        elif target == "Q8_0":
-            raw = to_q8_0(self._weights.float32(name), CONVERSIONS[kind])
-        else:
-            raw = self._weights.float32(name).view(np.uint8).reshape(rows, 4 * columns)
-        return pack_matrix(raw, target, rows, columns, self._run_kernel, arena.take)
+            return self._weights.raw(name)[first:end]
+        if kind == "TQ1_0":
+            return ternary_to_two_bits(self._weights.raw(name)[first:end])
+        values = self._weights.rows(name, np.arange(first, end))
+        if target == "Q8_0":
+            return to_q8_0(values, CONVERSIONS[kind])
+        return values.view(np.uint8).reshape(end - first, -1)
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
         planner = Planner(self.graph, matrices, self._read_vectors(), cache_type, self._cache, self.threads)
