@@ -132,11 +132,12 @@ class Planner:
 
     def _release_dead(self, number: int) -> None:
         """Give back the buffers of values that no later operation reads."""
-        alive = {id(self._buffers[name].data) for name in self._buffers if self._last_use.get(name, -1) > number}
+        kept = {id(self._buffers[name].data) for name in self._buffers if self._last_use.get(name, -1) > number}
         for name in [name for name in self._buffers if self._last_use.get(name, -1) <= number]:
             buffer = self._buffers.pop(name)
-            if id(buffer.data) not in alive:
+            if id(buffer.data) not in kept:
                 self.pool.give(buffer)
+                kept.add(id(buffer.data))  # values may share a buffer: it must not be given back twice
             quantized = self._quantized.pop(name, None)
             if quantized is not None:
                 self.pool.give(quantized.codes)
@@ -214,10 +215,10 @@ class Planner:
             case Embedding():
                 self.embeddings.append((operation, self._new(operation.out)))
             case Linear():
-                target, accumulate, used = self._target(number, operation.out)
+                target, accumulate, used = self._target(number, operation)
                 self._linear(operation, target, accumulate)
             case Norm():
-                target, accumulate, used = self._target(number, operation.out)
+                target, accumulate, used = self._target(number, operation)
                 self._norm(operation, target, accumulate)
             case Rope():
                 self._rope(number, operation)
@@ -242,19 +243,21 @@ class Planner:
         self._release_dead(number + used - 1)
         return used
 
-    def _target(self, number: int, out: Value) -> tuple[Buffer, bool, int]:
+    def _target(self, number: int, operation: Linear | Norm) -> tuple[Buffer, bool, int]:
         """Where a product or norm writes, whether it adds to what is there, and how many operations that covers.
 
         If its only reader is the next operation and adds it to a value that dies there, it accumulates into that
-        value.
+        value; but not into its own input, which other threads may still be reading.
         """
+        out = operation.out
         following = self._graph.operations[number + 1] if number + 1 < len(self._graph.operations) else None
-        if isinstance(following, Add) and self._dead_after(out, number + 1):
+        if isinstance(following, Add) and out in (following.a, following.b) and self._dead_after(out, number + 1):
             other = following.a if following.b == out else following.b
             if other != out and self._dead_after(other, number + 1) and other.name in self._buffers:
                 target = self._buffers[other.name]
-                self._buffers[following.out.name] = target
-                return target, True, 2
+                if target.data is not self._buffers[operation.x.name].data:
+                    self._buffers[following.out.name] = target
+                    return target, True, 2
         return self._new(out), False, 1
 
     def _linear(self, operation: Linear, target: Buffer, accumulate: bool) -> None:
