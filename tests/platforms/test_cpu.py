@@ -423,6 +423,7 @@ def test_progress_and_memory_are_told(file: GGUFFile) -> None:
 
 
 def test_closing_gives_everything_back(file: GGUFFile) -> None:
+    gc.collect()
     before = threading.active_count()
     executor = executor_of(file, 3)
     whole_logits(executor, IDS)
@@ -447,6 +448,7 @@ def test_closing_gives_everything_back(file: GGUFFile) -> None:
 
 
 def test_a_forgotten_executor_gives_everything_back(file: GGUFFile) -> None:
+    gc.collect()
     before = threading.active_count()
     executor = executor_of(file, 3)
     whole_logits(executor, IDS)
