@@ -16,6 +16,20 @@ HUGE_PAGE = 2 << 20
 LINE = 64
 
 
+def _anonymous(size: int) -> mmap.mmap:
+    """Fresh memory. Private where there is the choice: systems rarely give huge pages to shared memory."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)
+
+
+def _private_memory(size: int) -> mmap.mmap:
+    """Zeroed memory of this process alone: what Python maps otherwise is shared, which Linux keeps on small pages."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)
+
+
 class Arena:
     """Hands out pieces of ``size`` bytes of memory, in order; each begins on a cache line.
 
@@ -25,7 +39,7 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         try:
-            memory = mmap.mmap(-1, size + HUGE_PAGE)
+            memory = _anonymous(size + HUGE_PAGE)
         except (OSError, ValueError, OverflowError) as error:
             raise MemoryError(f"{size} bytes") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,3 +48,23 @@ def test_memory_is_given_back_with_the_last_piece() -> None:
     del piece
     gc.collect()
     assert held() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's list of mappings")
+def test_memory_is_on_huge_pages() -> None:
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.is_file() or "[never]" in switch.read_text():
+        pytest.skip("this system has no huge pages")
+    arena = Arena(4 * HUGE_PAGE)
+    piece = arena.take(4 * HUGE_PAGE)
+    piece[:] = 1
+    address = piece.ctypes.data
+    huge, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first:
+            begin, _, end = first.partition("-")
+            inside = int(begin, 16) <= address < int(end, 16)
+        elif inside and first == "AnonHugePages:":
+            huge = int(line.split()[1]) * 1024
+    assert huge >= 3 * HUGE_PAGE
