@@ -68,3 +68,19 @@ def test_memory_is_on_huge_pages() -> None:
         elif inside and first == "AnonHugePages:":
             huge = int(line.split()[1]) * 1024
     assert huge >= 3 * HUGE_PAGE
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's list of mappings")
+def test_memory_may_lie_on_huge_pages() -> None:
+    arena = Arena(4 * HUGE_PAGE)
+    piece = arena.take(4 * HUGE_PAGE)
+    address, flags = piece.ctypes.data, ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
+        elif inside and line.startswith("VmFlags"):
+            flags = line
+    # Shared memory ("sh") is asked for huge pages ("hg") in vain under the usual settings.
+    assert " sh" not in flags
+    if Path("/sys/kernel/mm/transparent_hugepage").exists():
+        assert " hg" in flags
