@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 NormKind = Literal["rms", "layer"]
-ActivationKind = Literal["silu", "gelu_tanh", "gelu", "relu_squared"]
+ActivationKind = Literal["silu", "gelu_tanh", "gelu", "relu_squared", "sigmoid", "swiglu_clamped"]
+ScoreKind = Literal["softmax", "sigmoid"]
+
+SWIGLU_SLOPE = 1.702
+SWIGLU_LIMIT = 7.0
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,16 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linear:
-    """``out = x @ weight.T + bias``; weight (out.width, x.width)."""
+    """``out = x @ weight.T + bias``; weight (out.width, x.width).
+
+    ``rows = (first, end)`` takes only those rows of weight and bias: one part of a matrix that holds several.
+    """
 
     out: Value
     x: Value
     weight: str
     bias: str | None = None
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,12 +94,14 @@ class Attention:
     reads key head ``h // (heads // kv_heads)``. A key at position p is seen from position t if
     ``t - window < p <= t`` (``window=None``: all). ``softcap``: ``softcap * tanh(score / softcap)`` before the softmax.
     ``sinks`` names a weight (heads,) of logits that take part in the softmax denominator only.
+    Where ``v`` is None, each key's first ``value_dim`` numbers are its value too, and are stored once: the latent
+    cache of DeepSeek-V2 (2024), whose one key-value head all query heads read.
     """
 
     out: Value
     q: Value
     k: Value
-    v: Value
+    v: Value | None
     layer: int
     heads: int
     kv_heads: int
@@ -103,7 +113,14 @@ class Attention:
 
 @dataclass(frozen=True)
 class Activation:
-    """``out = kind(gate) * up``, or ``kind(gate)`` where ``up`` is None."""
+    """``out = kind(gate) * up``, or ``kind(gate)`` where ``up`` is None.
+
+    silu ``x sigmoid(x)``; gelu_tanh and gelu Hendrycks and Gimpel (2016), the first by tanh, the second exactly
+    ``x Phi(x)``; relu_squared ``max(x, 0)^2`` (So et al. 2021); sigmoid ``1 / (1 + exp(-x))``, whose ``gate`` may
+    have the width 1: one factor for a whole row of ``up``. swiglu_clamped, of gpt-oss (2025), is
+    ``g sigmoid(SWIGLU_SLOPE g) (u + 1)`` of ``g = min(gate, SWIGLU_LIMIT)`` and of ``u = up`` cut off at both
+    ``-SWIGLU_LIMIT`` and ``SWIGLU_LIMIT``.
+    """
 
     out: Value
     gate: Value
@@ -146,17 +163,135 @@ class SelectRows:
     x: Value
 
 
-Operation = Embedding | Norm | Linear | Rope | Attention | Activation | Add | Scale | SoftCap | SelectRows
+@dataclass(frozen=True)
+class Route:
+    """Choose ``chosen`` of the experts for each row by its router logits ``x`` (rows, experts) (Shazeer et al. 2017).
+
+    ``scores`` are the softmax of the row or its sigmoids. Experts are ranked by ``scores + bias`` (the bias of
+    DeepSeek-V3, 2024, evens out the load; without one, by the scores), the lower number first among equals. With
+    ``groups > 1``, experts form that many groups of neighbours; a group counts as much as its ``best_of_group``
+    highest ranks in sum, and only experts of the ``chosen_groups`` highest groups are ranked (DeepSeek-V2, 2024).
+    The weights are the chosen experts' scores, without the bias; divided by their sum if ``normalize`` (after a
+    softmax that is the softmax of the chosen alone), then multiplied by ``scale``.
+
+    out (rows, 2 * chosen): the numbers of the chosen experts, highest rank first, as whole float32 numbers; then
+    their weights in the same order.
+    """
+
+    out: Value
+    x: Value
+    chosen: int
+    scores: ScoreKind
+    normalize: bool
+    scale: float = 1.0
+    bias: str | None = None
+    groups: int = 1
+    chosen_groups: int = 1
+    best_of_group: int = 1
+
+
+@dataclass(frozen=True)
+class StackedLinear:
+    """Each of ``parts`` parts of a row multiplied by a matrix of its own, out of a stack of matrices.
+
+    ``out_j = x_j @ weight[n_j].T + bias[n_j]`` with weight (matrices, width of out_j, width of x_j) and bias
+    (matrices, width of out_j). out_j is the j-th of equal parts of ``out``; x_j the j-th of equal parts of ``x``, or
+    all of ``x`` if ``shared``. n_j is the j-th number in ``route`` (the out of a Route), or j where ``route`` is None.
+    Only matrices that are named are read.
+    """
+
+    out: Value
+    x: Value
+    weight: str
+    parts: int
+    shared: bool = False
+    route: Value | None = None
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """``out = sum over j of weight_j * x_j``, over the equal parts of ``x`` and the weights in ``route`` (of a Route)."""
+
+    out: Value
+    x: Value
+    route: Value
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Of each of ``heads`` equal parts of ``x``, the ``out.width // heads`` values from ``first`` on."""
+
+    out: Value
+    x: Value
+    heads: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Join:
+    """Each of ``heads`` equal parts of ``a`` followed by that part of ``b``, or by all of ``b`` if ``shared``."""
+
+    out: Value
+    a: Value
+    b: Value
+    heads: int
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class RoundRows:
+    """Each row rounded to whole steps of ``max(|x|, 1e-5) / 127``, halves to even: BitNet b1.58 (Ma et al. 2024).
+
+    The model was trained so: the product after it is one of int8 codes with one scale per row.
+    """
+
+    out: Value
+    x: Value
+
+
+Operation = (
+    Embedding
+    | Norm
+    | Linear
+    | Rope
+    | Attention
+    | Activation
+    | Add
+    | Scale
+    | SoftCap
+    | SelectRows
+    | Route
+    | StackedLinear
+    | WeightedSum
+    | Slice
+    | Join
+    | RoundRows
+)
+
+
+def inputs_of(operation: Operation) -> list[Value]:
+    """The values that an operation reads, in the order of its fields."""
+    return [field for name, field in vars(operation).items() if isinstance(field, Value) and name != "out"]
 
 
 @dataclass(frozen=True)
 class CacheLayer:
-    """What one layer keeps per token: keys of ``kv_heads * key_dim`` and values of ``kv_heads * value_dim``."""
+    """What one layer keeps per token: keys of ``kv_heads * key_dim`` and values of ``kv_heads * value_dim``.
+
+    With ``values_in_keys`` there are no values: they are the first ``value_dim`` numbers of each head's key.
+    """
 
     kv_heads: int
     key_dim: int
     value_dim: int
     window: int | None = None
+    values_in_keys: bool = False
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers are kept per token."""
+        return self.kv_heads * (self.key_dim if self.values_in_keys else self.key_dim + self.value_dim)
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 from edgellm.errors import UnsupportedModelError
 from edgellm.graph import (
     Activation,
-    Add,
     Attention,
-    Embedding,
     Graph,
+    Join,
     Linear,
     Norm,
     Operation,
     Rope,
+    RoundRows,
+    Route,
     SelectRows,
+    Slice,
     SoftCap,
-    Value,
+    StackedLinear,
+    WeightedSum,
 )
 from edgellm.kernels.packing import FLOAT_FORMATS, aligned_empty
 
@@ -133,19 +136,20 @@ class BufferPool:
         self._free[len(buffer.data)].append(buffer.data)
 
 
-def inputs_of(operation: Operation) -> list[Value]:
-    """The values that an operation reads."""
+def refuse_without_kernel(operation: Operation) -> None:
+    """UnsupportedModelError for an operation, or a way to use one, that the reference executor alone can do."""
     match operation:
-        case Embedding():
-            return []
-        case Attention():
-            return [operation.q, operation.k, operation.v]
-        case Add():
-            return [operation.a, operation.b]
-        case Activation():
-            return [operation.gate] + ([operation.up] if operation.up else [])
+        case Route() | StackedLinear() | WeightedSum() | Slice() | Join() | RoundRows():
+            what = f"the operation {type(operation).__name__}"
+        case Linear(rows=(_, _)):
+            what = "a product with some rows of a matrix"
+        case Attention(v=None):
+            what = "attention over a latent cache"
+        case Activation(kind="gelu" | "sigmoid" | "swiglu_clamped" as kind):
+            what = f"the activation {kind}"
         case _:
-            return [operation.x]
+            return
+    raise UnsupportedModelError(f"{what} has no kernel yet", "use backend='reference'")
 
 
 def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[str]:
@@ -153,6 +157,7 @@ def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[
     names = {"quantize.all", "rows.select", "activation.add", "activation.scale"}
     fine = fine_products(graph)
     for operation in graph.operations:
+        refuse_without_kernel(operation)
         match operation:
             case Linear():
                 names.add(matmul_kernel(formats[operation.weight], operation.out.name in fine))
@@ -163,8 +168,6 @@ def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[
             case Attention():
                 names |= {f"cache.{cache_type}", f"attention.{cache_type}"}
             case Activation():
-                if operation.kind == "gelu":
-                    raise UnsupportedModelError("the activation gelu (exact) has no kernel", "use backend='reference'")
                 names.add(f"activation.{operation.kind}")
             case SoftCap():
                 names.add("activation.softcap")
@@ -187,7 +190,7 @@ def fine_products(graph: Graph) -> frozenset[str]:
     it costs least to mend: the first runs for few rows and waits for memory anyway, the second is narrow where heads
     share their values.
     """
-    values = {op.v.name for op in graph.operations if isinstance(op, Attention)}
+    values = {op.v.name for op in graph.operations if isinstance(op, Attention) and op.v is not None}
     names, selected = set(), False
     for operation in graph.operations:
         selected = selected or isinstance(operation, SelectRows)

@@ -27,6 +27,7 @@ from edgellm.graph import (
     SelectRows,
     SoftCap,
     Value,
+    inputs_of,
 )
 from edgellm.kernels import records
 from edgellm.kernels.packing import FLOAT_FORMATS, PackedMatrix, aligned_empty
@@ -44,7 +45,6 @@ from edgellm.platforms.cpu_parts import (
     RopeTable,
     Step,
     fine_products,
-    inputs_of,
     make_record,
     matmul_kernel,
     padded,
@@ -351,7 +351,7 @@ class Planner:
 
     def _attention(self, operation: Attention) -> None:
         layout = BlockLayout.of(self._graph.cache[operation.layer], self._cache_type)
-        q, k, v = (self._buffers[value.name] for value in (operation.q, operation.k, operation.v))
+        q, k, v = (self._buffers[value.name] for value in (operation.q, operation.k, operation.v or operation.k))
         shared = {
             "rows": self.inputs.count_address(ROWS),
             "heads": operation.kv_heads,

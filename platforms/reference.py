@@ -6,31 +6,46 @@ It is what every kernel, architecture and other executor is tested against, so i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.errors import InvalidSettingError, OutOfMemoryError
+from edgellm.errors import CorruptFileError, InvalidSettingError, OutOfMemoryError
 from edgellm.graph import (
     Activation,
-    ActivationKind,
     Add,
     Attention,
     Embedding,
     Graph,
+    Join,
     Linear,
     Norm,
     Operation,
     Rope,
+    RoundRows,
+    Route,
     Scale,
     SelectRows,
+    Slice,
     SoftCap,
-    Value,
+    StackedLinear,
+    WeightedSum,
+    inputs_of,
 )
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
+from edgellm.platforms.reference_operations import (
+    activate,
+    attend,
+    join,
+    norm,
+    rotate,
+    round_rows,
+    route,
+    slice_parts,
+    soft_cap,
+    weighted_sum,
+)
 from edgellm.weights import WeightStore
 
 Array = NDArray[np.floating[Any]]
@@ -60,8 +75,7 @@ class ReferenceExecutor:
         self._last_uses = _last_uses(graph)
         tables = [op for op in graph.operations if isinstance(op, Embedding) and not op.positions]
         self._vocabulary_size = min(weights.info(table.weight).shape[0] for table in tables)
-        numbers = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in graph.cache)
-        self.block_bytes = BLOCK_TOKENS * numbers * self._dtype.itemsize
+        self.block_bytes = BLOCK_TOKENS * sum(layer.numbers for layer in graph.cache) * self._dtype.itemsize
         self.reserve(0)
 
     def reserve(self, blocks: int) -> None:
@@ -70,7 +84,8 @@ class ReferenceExecutor:
             # zeros, not empty: the system hands out such pages only when they are first written
             shapes = [(blocks, BLOCK_TOKENS, layer.kv_heads, layer.key_dim) for layer in self.graph.cache]
             self._keys = [np.zeros(shape, self._dtype) for shape in shapes]
-            shapes = [(blocks, BLOCK_TOKENS, layer.kv_heads, layer.value_dim) for layer in self.graph.cache]
+            widths = [0 if layer.values_in_keys else layer.value_dim for layer in self.graph.cache]
+            shapes = [(*keys.shape[:3], width) for keys, width in zip(self._keys, widths, strict=True)]
             self._values = [np.zeros(shape, self._dtype) for shape in shapes]
         except (MemoryError, ValueError) as error:
             size = blocks * self.block_bytes
@@ -114,6 +129,18 @@ class ReferenceExecutor:
             self._weights.release(name)
         return self._decoded[name]
 
+    def _matrix_of_stack(self, name: str, number: int) -> Array:
+        """One of the matrices of a three-dimensional weight; the others are not even read."""
+        key = f"{name}[{number}]"
+        if key not in self._decoded:
+            matrices, rows, _ = self._weights.info(name).shape
+            if not 0 <= number < matrices:
+                raise CorruptFileError(f"tensor {name} holds {matrices} matrices, number {number} was chosen")
+            decoded = self._weights.rows(name, np.arange(number * rows, (number + 1) * rows))
+            self._decoded[key] = decoded.astype(self._dtype, copy=False)
+            self._weights.release(name)
+        return self._decoded[key]
+
     def _run(self, batch: Batch, keep: bool) -> Values:
         self._check(batch)
         values: Values = {}
@@ -150,16 +177,16 @@ class ReferenceExecutor:
                 bias = None if operation.bias is None else self._weight(operation.bias)
                 weight_array = None if operation.weight is None else self._weight(operation.weight)
                 return norm(values[x.name], weight_array, bias, operation)
-            case Linear(x=x, weight=weight, bias=bias_name):
-                product: Array = values[x.name] @ self._weight(weight).T
-                return product if bias_name is None else product + self._weight(bias_name)
+            case Linear(x=x, weight=weight, bias=bias_name, rows=chosen):
+                part = slice(None) if chosen is None else slice(*chosen)
+                product: Array = values[x.name] @ self._weight(weight).reshape(-1, x.width)[part].T
+                return product if bias_name is None else product + self._weight(bias_name)[part]
             case Rope(x=x):
                 return rotate(values[x.name], batch.positions, operation)
             case Attention():
                 return self._attend(operation, values, batch)
             case Activation(gate=gate, up=up, kind=kind):
-                active = ACTIVATIONS[kind](values[gate.name])
-                return active if up is None else active * values[up.name]
+                return activate(kind, values[gate.name], None if up is None else values[up.name])
             case Add(a=a, b=b):
                 return values[a.name] + values[b.name]
             case Scale(x=x, factor=factor):
@@ -168,6 +195,32 @@ class ReferenceExecutor:
                 return soft_cap(values[x.name], cap)
             case SelectRows(x=x):
                 return values[x.name][batch.outputs]
+            case Route(x=x, bias=bias_name):
+                return route(values[x.name], None if bias_name is None else self._weight(bias_name), operation)
+            case StackedLinear():
+                return self._multiply_parts(operation, values)
+            case WeightedSum(x=x, route=routes):
+                return weighted_sum(values[x.name], values[routes.name])
+            case Slice(x=x, heads=heads, first=first):
+                return slice_parts(values[x.name], heads, first, operation.out.width // heads)
+            case Join(a=a, b=b, heads=heads):
+                return join(values[a.name], values[b.name], heads, operation.shared)
+            case RoundRows(x=x):
+                return round_rows(values[x.name])
+
+    def _multiply_parts(self, operation: StackedLinear, values: Values) -> Array:
+        x = values[operation.x.name]
+        parts = x.reshape(len(x), 1 if operation.shared else operation.parts, -1)
+        out = np.empty((len(x), operation.parts, operation.out.width // operation.parts), self._dtype)
+        if operation.route is None:
+            numbers = np.broadcast_to(np.arange(operation.parts), out.shape[:2])
+        else:
+            numbers = values[operation.route.name][:, : operation.parts].astype(np.int64)
+        for number in np.unique(numbers).tolist():
+            rows, places = np.nonzero(numbers == number)
+            product = parts[rows, 0 if operation.shared else places] @ self._matrix_of_stack(operation.weight, number).T
+            out[rows, places] = product if operation.bias is None else product + self._weight(operation.bias)[number]
+        return out.reshape(len(x), operation.out.width)
 
     def _attend(self, operation: Attention, values: Values, batch: Batch) -> Array:
         layer = self.graph.cache[operation.layer]
@@ -179,7 +232,8 @@ class ReferenceExecutor:
         self._check_blocks(blocks)
         slots = batch.positions % BLOCK_TOKENS
         keys[blocks, slots] = values[operation.k.name].reshape(rows, layer.kv_heads, layer.key_dim)
-        cached_values[blocks, slots] = values[operation.v.name].reshape(rows, layer.kv_heads, layer.value_dim)
+        if operation.v is not None:
+            cached_values[blocks, slots] = values[operation.v.name].reshape(rows, layer.kv_heads, layer.value_dim)
 
         sinks = None if operation.sinks is None else self._weight(operation.sinks).reshape(layer.kv_heads, -1, 1, 1)
         out = np.empty((rows, layer.kv_heads, group, layer.value_dim), self._dtype)
@@ -192,7 +246,10 @@ class ReferenceExecutor:
             self._check_blocks(table)
             count = int(positions.max()) + 1 - first_block * BLOCK_TOKENS
             k = keys[table].reshape(-1, layer.kv_heads, layer.key_dim)[:count]
-            v = cached_values[table].reshape(-1, layer.kv_heads, layer.value_dim)[:count]
+            if operation.v is None:
+                v = k[:, :, : layer.value_dim]
+            else:
+                v = cached_values[table].reshape(-1, layer.kv_heads, layer.value_dim)[:count]
             key_positions = first_block * BLOCK_TOKENS + np.arange(count)
             out[chosen] = attend(q[chosen], k, v, positions, key_positions, operation, sinks)
         return out.reshape(rows, operation.out.width)
@@ -206,121 +263,10 @@ def _last_uses(graph: Graph) -> list[list[str]]:
     """For each operation the values that nothing after it reads."""
     last: dict[str, int] = {}
     for index, operation in enumerate(graph.operations):
-        for field in vars(operation).values():
-            if isinstance(field, Value):
-                last[field.name] = index
+        for value in (*inputs_of(operation), operation.out):
+            last[value.name] = index
     last.pop(graph.logits.name)
     finished: list[list[str]] = [[] for _ in graph.operations]
     for name, index in last.items():
         finished[index].append(name)
     return finished
-
-
-def norm(x: Array, weight: Array | None, bias: Array | None, operation: Norm) -> Array:
-    """Root-mean-square or layer norm of each of ``operation.heads`` parts of each row."""
-    parts: Array = x.reshape(len(x), operation.heads, x.shape[1] // operation.heads)
-    if operation.kind == "layer":
-        parts = parts - parts.mean(axis=-1, keepdims=True)
-    mean_square = np.square(parts).mean(axis=-1, keepdims=True)
-    parts = parts / np.sqrt(mean_square + x.dtype.type(operation.epsilon))
-    if weight is not None:
-        parts = parts * weight
-    if bias is not None:
-        parts = parts + bias
-    return parts.reshape(x.shape)
-
-
-def rotate(x: Array, positions: NDArray[np.int32], operation: Rope) -> Array:
-    """Turn the pairs of each head by their angles, which are computed in float64."""
-    angles = positions[:, None].astype(np.float64) * np.array(operation.frequencies)
-    cosine = (operation.magnitude * np.cos(angles)).astype(x.dtype)[:, None, :]  # (rows, 1, pairs)
-    sine = (operation.magnitude * np.sin(angles)).astype(x.dtype)[:, None, :]
-    pairs = len(operation.frequencies)
-    heads = x.reshape(len(x), operation.heads, x.shape[1] // operation.heads)
-    if operation.interleaved:
-        first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
-    else:
-        first, second = slice(0, pairs), slice(pairs, 2 * pairs)
-    out = heads.copy()
-    out[..., first] = heads[..., first] * cosine - heads[..., second] * sine
-    out[..., second] = heads[..., second] * cosine + heads[..., first] * sine
-    return out.reshape(x.shape)
-
-
-def attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    positions: NDArray[np.int32],
-    key_positions: NDArray[np.integer[Any]],
-    operation: Attention,
-    sinks: Array | None,
-) -> Array:
-    """Attention of one sequence.
-
-    Args:
-        q: (rows, kv_heads, group, key_dim).
-        k: (keys, kv_heads, key_dim).
-        v: (keys, kv_heads, value_dim).
-        positions: (rows,) of the queries.
-        key_positions: (keys,) of the keys.
-        operation: scale, window and softcap.
-        sinks: (kv_heads, group, 1, 1) or None.
-
-    Returns:
-        (rows, kv_heads, group, value_dim).
-    """
-    scores: Array = q.transpose(1, 2, 0, 3) @ k.transpose(1, 2, 0)[:, None]  # (kv_heads, group, rows, keys)
-    scores *= scores.dtype.type(operation.scale)
-    if operation.softcap is not None:
-        scores = soft_cap(scores, operation.softcap)
-    seen = key_positions <= positions[:, None]
-    if operation.window is not None:
-        seen &= key_positions > positions[:, None] - operation.window
-    scores[:, :, ~seen] = -np.inf
-    largest = scores.max(axis=-1, keepdims=True)
-    if sinks is not None:
-        largest = np.maximum(largest, sinks)
-    weights = np.exp(scores - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    if sinks is not None:
-        total = total + np.exp(sinks - largest)
-    mixed: Array = (weights / total) @ v.transpose(1, 0, 2)[:, None]  # (kv_heads, group, rows, value_dim)
-    return mixed.transpose(2, 0, 1, 3)
-
-
-def soft_cap(x: Array, cap: float) -> Array:
-    """``cap * tanh(x / cap)``."""
-    limit = x.dtype.type(cap)
-    return limit * np.tanh(x / limit)
-
-
-def _silu(x: Array) -> Array:
-    active: Array = x / (1 + np.exp(-x))
-    return active
-
-
-def _gelu_tanh(x: Array) -> Array:
-    """Hendrycks and Gimpel 2016, by the tanh."""
-    inner = np.sqrt(2 / np.pi).astype(x.dtype) * (x + x.dtype.type(0.044715) * x * x * x)
-    active: Array = x / 2 * (1 + np.tanh(inner))
-    return active
-
-
-def _gelu(x: Array) -> Array:
-    """Hendrycks and Gimpel 2016, exactly: ``x * Phi(x)``. NumPy has no error function of its own."""
-    erf = np.array([math.erf(value) for value in (x.ravel() / math.sqrt(2)).tolist()], x.dtype)
-    return x / 2 * (1 + erf.reshape(x.shape))
-
-
-def _relu_squared(x: Array) -> Array:
-    """So et al. 2021."""
-    return np.square(np.maximum(x, 0))
-
-
-ACTIVATIONS: dict[ActivationKind, Callable[[Array], Array]] = {
-    "silu": _silu,
-    "gelu_tanh": _gelu_tanh,
-    "gelu": _gelu,
-    "relu_squared": _relu_squared,
-}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgellm.errors import CorruptFileError, EdgeLLMError, InvalidSettingError, UnsupportedModelError
 from edgellm.gguf import GGUFFile, open_gguf
-from edgellm.graph import Attention, Embedding, Graph, Linear, Norm, Rope, SelectRows, Value
+from edgellm.graph import Attention, CacheLayer, Embedding, Graph, Linear, Norm, Rope, SelectRows, Value
 from edgellm.models import GraphBuilder, build_graph, known_architectures, registry
 
 MakeModel = Callable[..., Path]
@@ -293,4 +292,4 @@ def test_a_new_architecture_needs_only_its_description(llama: GGUFFile, monkeypa
     graph = build_graph(changed(llama, keys | {"general.architecture": "parallel-llama"}))
     assert graph.architecture == "parallel-llama"
     assert len(graph.operations) == len(build_graph(llama).operations)
-    assert dataclasses.asdict(graph.cache[0]) == {"kv_heads": 2, "key_dim": 16, "value_dim": 16, "window": None}
+    assert graph.cache[0] == CacheLayer(2, 16, 16)

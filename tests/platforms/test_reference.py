@@ -20,7 +20,8 @@ from edgellm.gguf import GGUFFile, open_gguf
 from edgellm.graph import Attention, Norm, Rope, Value
 from edgellm.models import build_graph
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch
-from edgellm.platforms.reference import ACTIVATIONS, ReferenceExecutor, attend, norm, rotate, soft_cap
+from edgellm.platforms.reference import ReferenceExecutor
+from edgellm.platforms.reference_operations import ACTIVATIONS, attend, norm, rotate, soft_cap
 from edgellm.weights import WeightStore
 
 MakeModel = Callable[..., Path]
@@ -77,6 +78,7 @@ def test_activations() -> None:
         "gelu": [value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in flat],
         "gelu_tanh": [value * (1 + math.tanh(inner)) / 2 for value, inner in zip(flat, cube, strict=True)],
         "relu_squared": [max(value, 0.0) ** 2 for value in flat],
+        "sigmoid": [1 / (1 + math.exp(-value)) for value in flat],
     }
     assert set(expected) == set(ACTIVATIONS)
     for kind, function in ACTIVATIONS.items():
