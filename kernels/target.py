@@ -106,7 +106,7 @@ def target_for(instruction_set: str) -> Target:
         host = dict(llvm.get_host_cpu_features().items())
     present = {name for name, on in host.items() if on}
     name = llvm.get_host_cpu_name()
-    if instruction_set != "native":
+    if instruction_set not in ("native", "amx_emulated"):
         if instruction_set not in INSTRUCTION_SETS:
             known = ", ".join(["native", *INSTRUCTION_SETS])
             raise InvalidSettingError(f"EDGELLM_INSTRUCTION_SET is {instruction_set!r}", f"use one of {known}")
