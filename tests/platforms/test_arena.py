@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import weakref
+from pathlib import Path
 from pathlib import Path
 
 import numpy as np
