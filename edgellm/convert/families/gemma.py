@@ -64,7 +64,7 @@ def gemma2(model: Builder) -> None:
     model.f32("attn_logit_softcapping", config.real("attn_logit_softcapping", default=50.0))
     model.f32("final_logit_softcapping", config.real("final_logit_softcapping", default=30.0))
     model.u32("attention.sliding_window", config.integer("sliding_window", default=4096))
-    _pattern(model, 2)
+    window_pattern(model, 2)
     _attention_scale(model)
 
 
@@ -97,7 +97,7 @@ def gemma3(model: Builder) -> None:
         model.f32("rope.freq_base_swa", local.real("rope_theta", default=config.real("rope_local_base_freq", default=1e4)))
     if config.get("sliding_window_pattern") != 1 and config.has("sliding_window"):
         model.u32("attention.sliding_window", config.integer("sliding_window"))
-        _pattern(model, PERIOD)
+        window_pattern(model, PERIOD)
     _attention_scale(model)
 
 
@@ -114,7 +114,7 @@ def _fill_in_defaults(model: Builder) -> None:
     model.config = model.config.merged({name: value for name, value in defaults.items() if not model.config.has(name)})
 
 
-def _pattern(model: Builder, period: int) -> None:
+def window_pattern(model: Builder, period: int) -> None:
     """Which layers see a window only, if it is not all but the last of each period, as readers suppose."""
     kinds = model.config.get("layer_types")
     if isinstance(kinds, list) and len(kinds) == model.layers:
