@@ -86,6 +86,8 @@ def _yarn_keys(model: Builder) -> None:
             model.f32(key, rope.real(name))
     if rope.has("attention_factor", "attn_factor"):
         model.f32("rope.scaling.yarn_attn_factor", rope.real("attention_factor", "attn_factor"))
+    # llama.cpp knows no such key and always truncates; published files of gpt-oss lack it and mean False
+    model.flag("rope.scaling.yarn_truncate", rope.flag("truncate", True))
 
 
 def expert_keys(model: Builder, count: int, used: int, width: int | None = None) -> None:
