@@ -6,8 +6,8 @@ A group holds first the codes of all blocks, then the scales of all blocks:
   bytes are those of the file, so unpacking a vector gives the same four values of 16 rows.
 - scales: for each scale of a block, 16 lanes of half precision or of bytes.
 
-Rows beyond the last are zero. Nothing is rounded: what a packed weight means is bit for bit what the file says, but
-for the types in `CONVERSIONS`, which no kernel reads and which become Q8_0 or F32.
+Rows beyond the last have scales of zero. Nothing is rounded: what a packed weight means is bit for bit what the file
+says, but for the types in `CONVERSIONS`, which no kernel reads and which become Q8_0 or F32.
 """
 
 from __future__ import annotations
@@ -182,7 +182,15 @@ def to_q8_0(values: NDArray[np.float32], largest: tuple[int, ...]) -> Bytes:
 
 def aligned_empty(size: int, alignment: int = 64) -> Bytes:
     """Uninitialised bytes whose address is a multiple of ``alignment``."""
-    memory = np.empty(size + alignment, np.uint8)
+    return _aligned(np.empty(size + alignment, np.uint8), size, alignment)
+
+
+def aligned_zeros(size: int, alignment: int = 64) -> Bytes:
+    """The same, all zero; takes physical memory only where it is written to."""
+    return _aligned(np.zeros(size + alignment, np.uint8), size, alignment)
+
+
+def _aligned(memory: Bytes, size: int, alignment: int) -> Bytes:
     start = -memory.ctypes.data % alignment
     return memory[start : start + size]
 
