@@ -37,7 +37,47 @@ def to_float32(values: Array, kind: str) -> Float32:
     """Stored numbers of a kind in ``FLOATS`` as float32; a view where they are that already."""
     if kind == "BF16":
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if kind == "F16":
+        return _from_halves(values)
     return values.astype(np.float32, copy=False)
+
+
+def _from_halves(values: Array) -> Float32:
+    """What ``astype`` does, four times as fast: the bits are moved into place and the exponent is put right."""
+    bits = np.ascontiguousarray(values).view(np.uint16)
+    magnitude = bits & np.uint16(0x7FFF)
+    if magnitude.size == 0 or magnitude.max() >= 0x7C00:  # not a number, or infinite
+        return values.astype(np.float32)
+    wide = magnitude.astype(np.uint32)
+    wide <<= np.uint32(13)
+    numbers = wide.view(np.float32)
+    numbers *= np.float32(2.0**112)
+    sign = (bits & np.uint16(0x8000)).astype(np.uint32)
+    sign <<= np.uint32(16)
+    wide |= sign
+    return numbers
+
+
+def _to_halves(values: Float32) -> NDArray[np.uint16]:
+    """The bits of float16, rounded to nearest even: what ``astype`` does, several times as fast."""
+    bits = values.view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    if magnitude.size == 0 or magnitude.max() >= 0x477FF000:  # too large, or not a number
+        return values.astype("<f2").view(np.uint16)
+    halves = magnitude >> np.uint32(13)
+    halves &= np.uint32(1)
+    halves += magnitude
+    halves += np.uint32(0xC8000FFF)  # the exponent's bias from 127 to 15, and half a unit less a bit
+    halves >>= np.uint32(13)
+    small = magnitude < np.uint32(0x38800000)  # below the smallest normal number
+    if small.any():
+        # Adding one half moves the last bit that counts to the end of the mantissa.
+        shifted = (magnitude.view(np.float32) + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000)
+        np.copyto(halves, shifted, where=small)
+    bits = bits >> np.uint32(16)
+    bits &= np.uint32(0x8000)
+    halves |= bits
+    return halves.astype("<u2")
 
 
 def encode(values: Array, kind: str, target: TensorType) -> Bytes:
@@ -73,10 +113,12 @@ def _encode_f32(values: Float32, out: Bytes) -> None:
 
 
 def _encode_f16(values: Float32, out: Bytes) -> None:
-    halves = values.astype("<f2")
-    if np.isinf(halves).any() and not np.isinf(values).any():
+    halves = _to_halves(values)
+    infinite = (halves & np.uint16(0x7FFF)) == 0x7C00
+    if infinite.any() and np.isfinite(values[infinite]).any():
         raise EncodeError(
-            f"has values of up to {np.abs(values).max():.4g}, f16 holds 65504 at most", "convert with --type bf16"
+            f"has values as large as {np.abs(values[infinite]).min():.6g}, f16 holds 65504 at most",
+            "convert with --type bf16",
         )
     out[...] = halves.view(np.uint8).reshape(out.shape)
 
@@ -90,14 +132,22 @@ def _encode_bf16(values: Float32, out: Bytes) -> None:
     out[...] = rounded.astype("<u2").view(np.uint8).reshape(out.shape)
 
 
+def _largest(values: Float32, length: int) -> Float32:
+    """The largest magnitude of each block, (blocks, 1)."""
+    starts = np.arange(0, values.size, length)
+    return np.maximum.reduceat(np.abs(values), starts)[:, None] if values.size else np.empty((0, 1), np.float32)
+
+
 def _encode_q8_0(values: Float32, out: Bytes) -> None:
     """d: f16, 32 signed bytes. The scale that divides is the unrounded one, halves are rounded away from zero."""
     blocks = values.reshape(-1, 32)
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    scale = _largest(values, 32) / np.float32(127)
     with np.errstate(divide="ignore"):
         inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)
     codes = blocks * inverse
-    codes += np.copysign(_ALMOST_HALF, codes)
+    half = codes.view(np.uint32) & np.uint32(0x80000000)  # with the sign of the value
+    half |= _ALMOST_HALF.view(np.uint32)
+    codes += half.view(np.float32)
     out[:, :2] = scale.astype("<f2").view(np.uint8)
     out[:, 2:] = np.trunc(codes, out=codes).astype(np.int8).view(np.uint8)
 
@@ -105,7 +155,7 @@ def _encode_q8_0(values: Float32, out: Bytes) -> None:
 def _ternary_digits(values: Float32) -> tuple[Bytes, Bytes]:
     """Digits 0 to 2, (blocks, 256), and the bytes of each block's scale, (blocks, 2)."""
     blocks = values.reshape(-1, 256)
-    scale = np.abs(blocks).max(axis=1, keepdims=True)
+    scale = _largest(values, 256)
     with np.errstate(divide="ignore"):
         parts = blocks * np.where(scale > 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)
     digits = np.rint(parts)

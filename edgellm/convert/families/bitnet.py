@@ -20,7 +20,7 @@ def bitnet(model: Builder) -> None:
     activation(model, "relu2" if squared else "silu")
     model.u32("vocab_size", model.config.integer("vocab_size"))
     model.u32("rope.dimension_count", model.head_dim)
-    if "bitnet.rope.scaling.type" not in model.keys:
+    if f"{model.architecture}.rope.scaling.type" not in model.keys:
         model.string("rope.scaling.type", "linear")
         model.f32("rope.scaling.factor", 1.0)
     model.expects_sentencepiece = True
