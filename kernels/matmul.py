@@ -43,7 +43,7 @@ from edgellm.kernels.simd import (
 
 TILE = 4  # activation rows that share one unpacking of the weights
 ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all weights pass
-PREFETCH = 6144  # bytes ahead
+PREFETCH = 16384  # bytes ahead
 VALUES_PER_SCALE = 16  # bytes of scales per 32 activations: scale, sum, sum of each half
 
 

@@ -29,8 +29,9 @@ _STAGES = {
     "unpack": "unpacking",
     "kernels": "compiling kernels",
     "weights": "preparing weights",
+    "convert": "converting",
 }
-_BYTE_STAGES = frozenset({"download", "verify", "unpack"})
+_BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert"})
 _PATIENCE = 0.4
 """Seconds a stage may take before a bar is drawn."""
 _LINE_PATIENCE = 2.0
