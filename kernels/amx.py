@@ -9,14 +9,14 @@ bfloat16 products are added by fused operations, the even and the odd ones apart
 to C; all rounded to nearest even, with denormal numbers counting as zero.
 
 Every operation takes the address of ``STATE_BYTES`` of memory that belong to the calling thread. The numbers of tiles
-are part of an instruction's code: so `zero(3)` makes an operation, which kernels then call.
+are part of an instruction's code, so kernels write them as literals.
 """
 
 from __future__ import annotations
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import register_jitable
+from numba.extending import intrinsic, register_jitable
 
 from edgellm.kernels.amx_layout import TILE_BYTES
 from edgellm.kernels.simd import (
@@ -39,103 +39,81 @@ from edgellm.kernels.simd import (
 )
 
 _CONFIGURATION_BYTES = 64
-_i8, _i64 = ir.IntType(8), ir.IntType(64)
+_i8, _i64, _void = ir.IntType(8), ir.IntType(64), ir.VoidType()
 
 
 def _address(builder, value):
     return builder.inttoptr(value, ir.PointerType())
 
 
-def _numbers(*tiles):
-    return [ir.Constant(_i8, tile) for tile in tiles]
+def _tile_instruction(name, tiles, memory=False):
+    """An operation (state, tiles...), or (state, tile, address), that is one of the CPU's instructions.
+
+    Rows in memory lie one behind the other.
+    """
+
+    def write(signature, builder, values):
+        numbers = [ir.Constant(_i8, kind.literal_value) for kind in signature.args[1 : 1 + tiles]]
+        place = [_address(builder, values[2]), ir.Constant(_i64, 64)] if memory else []
+        call_named(builder, name, _void, [*numbers, *place])
+
+    def typed(*parameters):
+        if not all(isinstance(kind, types.IntegerLiteral) for kind in parameters[1 : 1 + tiles]):
+            return None  # Numba asks for the literals' types first
+
+        def codegen(context, builder, signature, values):
+            write(signature, builder, values)
+            return context.get_dummy_value()
+
+        return types.none(*parameters), codegen
+
+    # Numba reads the arity from the definition.
+    definitions = {
+        1: lambda context, state: typed(state),
+        2: lambda context, state, tile: typed(state, tile),
+        3: lambda context, state, tile, address: typed(state, tile, address),
+        4: lambda context, state, c, a, b: typed(state, c, a, b),
+    }
+    definition = definitions[1 + tiles + memory]
+    definition.__name__ = name.rpartition(".")[2]
+    return intrinsic(prefer_literal=True)(definition)
+
+
+@instruction(types.none, types.int64)
+def _load_configuration(builder, state):
+    call_named(builder, "llvm.x86.ldtilecfg", _void, [_address(builder, state)])
+
+
+@helper
+def _configure(state):
+    set_int64(state, 1)  # palette 1, first row 0
+    set_int64(state + 8, 0)
+    set_int64(state + 16, 0x0040004000400040)  # bytes in a row of tiles 0-3
+    set_int64(state + 24, 0x0040004000400040)
+    set_int64(state + 32, 0)
+    set_int64(state + 40, 0)
+    set_int64(state + 48, 0x1010101010101010)  # rows of tiles 0-7
+    set_int64(state + 56, 0)
+    _load_configuration(state)
 
 
 class HardwareTiles:
     """The instructions themselves. The process must have been granted the tile registers, or it ends."""
 
-    @staticmethod
-    def configure():
-        """Make all tiles 16 rows of 64 bytes; the memory begins with the configuration that the CPU reads."""
-
-        @instruction(types.none, types.int64)
-        def load_configuration(builder, state):
-            call_named(builder, "llvm.x86.ldtilecfg", ir.VoidType(), [_address(builder, state)])
-
-        @helper
-        def configure_tiles(state):
-            set_int64(state, 1)  # palette 1, first row 0
-            set_int64(state + 8, 0)
-            set_int64(state + 16, 0x0040004000400040)  # bytes in a row of tiles 0-3
-            set_int64(state + 24, 0x0040004000400040)
-            set_int64(state + 32, 0)
-            set_int64(state + 40, 0)
-            set_int64(state + 48, 0x1010101010101010)  # rows of tiles 0-7
-            set_int64(state + 56, 0)
-            load_configuration(state)
-
-        return configure_tiles
-
-    @staticmethod
-    def release():
-        """Give the tiles back, so that the system need not save them."""
-
-        @instruction(types.none, types.int64)
-        def release_tiles(builder, state):
-            call_named(builder, "llvm.x86.tilerelease", ir.VoidType(), [])
-
-        return release_tiles
-
-    @staticmethod
-    def zero(tile):
-        """(state): clear a tile."""
-
-        @instruction(types.none, types.int64)
-        def zero_tile(builder, state):
-            call_named(builder, "llvm.x86.tilezero", ir.VoidType(), _numbers(tile))
-
-        return zero_tile
-
-    @staticmethod
-    def load(tile):
-        """(state, address): read 16 rows of 64 bytes, one behind the other."""
-
-        @instruction(types.none, types.int64, types.int64)
-        def load_tile(builder, state, address):
-            arguments = [*_numbers(tile), _address(builder, address), ir.Constant(_i64, 64)]
-            call_named(builder, "llvm.x86.tileloadd64", ir.VoidType(), arguments)
-
-        return load_tile
-
-    @staticmethod
-    def store(tile):
-        """(state, address): write 16 rows of 64 bytes, one behind the other."""
-
-        @instruction(types.none, types.int64, types.int64)
-        def store_tile(builder, state, address):
-            arguments = [*_numbers(tile), _address(builder, address), ir.Constant(_i64, 64)]
-            call_named(builder, "llvm.x86.tilestored64", ir.VoidType(), arguments)
-
-        return store_tile
-
-    @staticmethod
-    def dot_bfloats(c, a, b):
-        """(state): C += A B in bfloat16, summed in float32."""
-
-        @instruction(types.none, types.int64)
-        def dot_tiles(builder, state):
-            call_named(builder, "llvm.x86.tdpbf16ps", ir.VoidType(), _numbers(c, a, b))
-
-        return dot_tiles
-
-    @staticmethod
-    def dot_bytes(c, a, b):
-        """(state): C += A B in signed bytes, summed in int32, exactly."""
-
-        @instruction(types.none, types.int64)
-        def dot_tiles(builder, state):
-            call_named(builder, "llvm.x86.tdpbssd", ir.VoidType(), _numbers(c, a, b))
-
-        return dot_tiles
+    configure = staticmethod(_configure)
+    """(state): make all tiles 16 rows of 64 bytes; the memory begins with the configuration that the CPU reads."""
+    release = staticmethod(_tile_instruction("llvm.x86.tilerelease", 0))
+    """(state): give the tiles back, so that the system need not save them."""
+    zero = staticmethod(_tile_instruction("llvm.x86.tilezero", 1))
+    """(state, tile): clear a tile."""
+    load = staticmethod(_tile_instruction("llvm.x86.tileloadd64", 1, memory=True))
+    """(state, tile, address): read 16 rows of 64 bytes, one behind the other."""
+    store = staticmethod(_tile_instruction("llvm.x86.tilestored64", 1, memory=True))
+    """(state, tile, address): write 16 rows of 64 bytes, one behind the other."""
+    dot_bfloats = staticmethod(_tile_instruction("llvm.x86.tdpbf16ps", 3))
+    """(state, c, a, b): C += A B in bfloat16, summed in float32."""
+    dot_bytes = staticmethod(_tile_instruction("llvm.x86.tdpbssd", 3))
+    """(state, c, a, b): C += A B in signed bytes, summed in int32, exactly."""
 
 
 @helper
@@ -162,25 +140,59 @@ def _signed_byte(four, left):
     return byte - ((byte & splat_int(0x80)) << splat_int(1))
 
 
+@helper
+def _tile(state, number):
+    return state + _CONFIGURATION_BYTES + TILE_BYTES * number
+
+
+@helper
+def _do_nothing(state):
+    pass
+
+
 @register_jitable
-def _dot_bfloats(c, a, b):
+def _copy(target, source):
+    for row in range(16):
+        store_ints(target + 64 * row, load_ints(source + 64 * row))
+
+
+@helper
+def _emulated_zero(state, tile):
+    for row in range(16):
+        store_ints(_tile(state, tile) + 64 * row, splat_int(0))
+
+
+@helper
+def _emulated_load(state, tile, address):
+    _copy(_tile(state, tile), address)
+
+
+@helper
+def _emulated_store(state, tile, address):
+    _copy(address, _tile(state, tile))
+
+
+@register_jitable
+def _emulated_dot_bfloats(state, c, a, b):
     for row in range(16):
         even = odd = splat_float(0.0)
         for pair in range(16):
-            x, w = broadcast_int(a + 64 * row + 4 * pair), load_ints(b + 64 * pair)
+            x = broadcast_int(_tile(state, a) + 64 * row + 4 * pair)
+            w = load_ints(_tile(state, b) + 64 * pair)
             even = _flush(multiply_add(_low_half(x), _low_half(w), even))
             odd = _flush(multiply_add(_high_half(x), _high_half(w), odd))
-        place = c + 64 * row
+        place = _tile(state, c) + 64 * row
         store_floats(place, _flush(_flush(load_floats(place)) + _flush(even + odd)))
 
 
 @register_jitable
-def _dot_bytes(c, a, b):
+def _emulated_dot_bytes(state, c, a, b):
     for row in range(16):
-        place = c + 64 * row
+        place = _tile(state, c) + 64 * row
         total = load_ints(place)
         for four in range(16):
-            x, w = broadcast_int(a + 64 * row + 4 * four), load_ints(b + 64 * four)
+            x = broadcast_int(_tile(state, a) + 64 * row + 4 * four)
+            w = load_ints(_tile(state, b) + 64 * four)
             for left in (0, 8, 16, 24):
                 total = total + _signed_byte(x, left) * _signed_byte(w, left)
         store_ints(place, total)
@@ -189,75 +201,13 @@ def _dot_bytes(c, a, b):
 class EmulatedTiles:
     """The same in software, for any CPU: the tiles lie in the state's memory."""
 
-    @staticmethod
-    def configure():
-        """Nothing to do."""
-
-        @helper
-        def configure_tiles(state):
-            pass
-
-        return configure_tiles
-
-    release = configure
-
-    @staticmethod
-    def zero(tile):
-        """(state): clear a tile."""
-        place = _CONFIGURATION_BYTES + TILE_BYTES * tile
-
-        @helper
-        def zero_tile(state):
-            for row in range(16):
-                store_ints(state + place + 64 * row, splat_int(0))
-
-        return zero_tile
-
-    @staticmethod
-    def load(tile):
-        """(state, address): read 16 rows of 64 bytes, one behind the other."""
-        place = _CONFIGURATION_BYTES + TILE_BYTES * tile
-
-        @helper
-        def load_tile(state, address):
-            for row in range(16):
-                store_ints(state + place + 64 * row, load_ints(address + 64 * row))
-
-        return load_tile
-
-    @staticmethod
-    def store(tile):
-        """(state, address): write 16 rows of 64 bytes, one behind the other."""
-        place = _CONFIGURATION_BYTES + TILE_BYTES * tile
-
-        @helper
-        def store_tile(state, address):
-            for row in range(16):
-                store_ints(address + 64 * row, load_ints(state + place + 64 * row))
-
-        return store_tile
-
-    @staticmethod
-    def dot_bfloats(c, a, b):
-        """(state): C += A B in bfloat16, summed in float32."""
-        to, left, right = (_CONFIGURATION_BYTES + TILE_BYTES * tile for tile in (c, a, b))
-
-        @helper
-        def dot_tiles(state):
-            _dot_bfloats(state + to, state + left, state + right)
-
-        return dot_tiles
-
-    @staticmethod
-    def dot_bytes(c, a, b):
-        """(state): C += A B in signed bytes, summed in int32, exactly."""
-        to, left, right = (_CONFIGURATION_BYTES + TILE_BYTES * tile for tile in (c, a, b))
-
-        @helper
-        def dot_tiles(state):
-            _dot_bytes(state + to, state + left, state + right)
-
-        return dot_tiles
+    configure = staticmethod(_do_nothing)
+    release = staticmethod(_do_nothing)
+    zero = staticmethod(_emulated_zero)
+    load = staticmethod(_emulated_load)
+    store = staticmethod(_emulated_store)
+    dot_bfloats = staticmethod(_emulated_dot_bfloats)
+    dot_bytes = staticmethod(_emulated_dot_bytes)
 
 
 def tiles(mode):

@@ -49,56 +49,51 @@ def _products(mode):
     """
     operations = tiles(mode)
     zero, load, store, dot = operations.zero, operations.load, operations.store, operations.dot_bfloats
-    zero_0, zero_1, zero_2, zero_3 = zero(0), zero(1), zero(2), zero(3)
-    load_0, load_1, load_2, load_3 = load(0), load(1), load(2), load(3)
-    store_0, store_1, store_2, store_3 = store(0), store(1), store(2), store(3)
-    load_top, load_bottom, load_left, load_right = load(4), load(5), load(6), load(7)
-    top_left, top_right, bottom_left, bottom_right = dot(0, 4, 6), dot(1, 4, 7), dot(2, 5, 6), dot(3, 5, 7)
 
     @helper
     def all_rows(state, inputs, panel, steps, results, fresh):
         if fresh:
-            zero_0(state)
-            zero_1(state)
-            zero_2(state)
-            zero_3(state)
+            zero(state, 0)
+            zero(state, 1)
+            zero(state, 2)
+            zero(state, 3)
         else:
-            load_0(state, results)
-            load_1(state, results + 1024)
-            load_2(state, results + 2048)
-            load_3(state, results + 3072)
+            load(state, 0, results)
+            load(state, 1, results + 1024)
+            load(state, 2, results + 2048)
+            load(state, 3, results + 3072)
         for step in range(steps):
             a, b = inputs + 2048 * step, panel + PANEL_STEP_BYTES * step
-            load_left(state, b)
-            load_top(state, a)
-            top_left(state)
-            load_right(state, b + 1024)
-            top_right(state)
-            load_bottom(state, a + 1024)
-            bottom_left(state)
-            bottom_right(state)
-        store_0(state, results)
-        store_1(state, results + 1024)
-        store_2(state, results + 2048)
-        store_3(state, results + 3072)
+            load(state, 4, a)
+            load(state, 6, b)
+            dot(state, 0, 4, 6)
+            load(state, 7, b + 1024)
+            dot(state, 1, 4, 7)
+            load(state, 5, a + 1024)
+            dot(state, 2, 5, 6)
+            dot(state, 3, 5, 7)
+        store(state, 0, results)
+        store(state, 1, results + 1024)
+        store(state, 2, results + 2048)
+        store(state, 3, results + 3072)
 
     @helper
     def upper_rows(state, inputs, panel, steps, results, fresh):
         if fresh:
-            zero_0(state)
-            zero_1(state)
+            zero(state, 0)
+            zero(state, 1)
         else:
-            load_0(state, results)
-            load_1(state, results + 1024)
+            load(state, 0, results)
+            load(state, 1, results + 1024)
         for step in range(steps):
             a, b = inputs + 2048 * step, panel + PANEL_STEP_BYTES * step
-            load_top(state, a)
-            load_left(state, b)
-            top_left(state)
-            load_right(state, b + 1024)
-            top_right(state)
-        store_0(state, results)
-        store_1(state, results + 1024)
+            load(state, 4, a)
+            load(state, 6, b)
+            dot(state, 0, 4, 6)
+            load(state, 7, b + 1024)
+            dot(state, 1, 4, 7)
+        store(state, 0, results)
+        store(state, 1, results + 1024)
 
     return all_rows, upper_rows
 
@@ -108,7 +103,7 @@ def kernel(variant):
     name, _, mode = variant.partition("_")
     layout = FORMATS[name]
     values, code_bytes, scale_bytes = layout.values, layout.code_bytes, layout.scale_bytes
-    configure, release = tiles(mode).configure(), tiles(mode).release()
+    configure, release = tiles(mode).configure, tiles(mode).release
     all_rows, upper_rows = _products(mode)
     unpack, scales_of_rows = unpacker(name), row_scales(name)
 
