@@ -18,7 +18,7 @@ from __future__ import annotations
 from numba.core import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.products import dot4_ir, lookup16
 from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
@@ -359,6 +359,9 @@ def store_tile(tile, output, stride, bias, accumulate):
     store_result(tile[1], output + stride, bias, accumulate)
     store_result(tile[2], output + 2 * stride, bias, accumulate)
     store_result(tile[3], output + 3 * stride, bias, accumulate)
+
+
+VARIANTS = tuple(f"{name}{fine}" for name in FORMATS if name not in FLOAT_FORMATS for fine in ("", "_fine"))
 
 
 def kernel(variant):

@@ -34,7 +34,8 @@ def unquantized(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     if method == "mxfp4":
         return checkpoint.tensors  # the family repacks them as they are
     raise UnsupportedModelError(
-        f"the checkpoint is quantized with {shown(method)}, which cannot be converted", f"known: bitnet, mxfp4, fp8; {_HINT}"
+        f"the checkpoint is quantized with {shown(method)}, which cannot be converted",
+        f"known: bitnet, mxfp4, fp8; {_HINT}",
     )
 
 
@@ -104,7 +105,9 @@ def rounded_to_ternary(tensor: LazyTensor) -> LazyTensor:
 def _fp8(tensors: dict[str, LazyTensor], settings: Config) -> dict[str, LazyTensor]:
     """DeepSeek V3's weights: 8-bit floats with a scale for each block of 128 x 128 values."""
     size = settings.get("weight_block_size")
-    if not (isinstance(size, list) and len(size) == 2 and all(type(item) is int and 0 < item <= 65536 for item in size)):
+    if not (
+        isinstance(size, list) and len(size) == 2 and all(type(item) is int and 0 < item <= 65536 for item in size)
+    ):
         raise UnsupportedModelError("fp8 weights without weight_block_size cannot be converted", _HINT)
     result: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():

@@ -95,7 +95,9 @@ class TokenizerFiles:
         for entry in listed:
             number, text = entry.get("id"), entry.get("content")
             if not isinstance(number, int) or isinstance(number, bool) or not isinstance(text, str):
-                raise CorruptFileError(f"an added token has no id or text: {shown(str(entry))}", "fetch the files again")
+                raise CorruptFileError(
+                    f"an added token has no id or text: {shown(str(entry))}", "fetch the files again"
+                )
             found[number] = (text, entry.get("special") is True)
         return found
 
@@ -167,7 +169,8 @@ def _read_tokens(files: TokenizerFiles, hint: str | None, forced: str | None) ->
         if kind == "BPE":
             return _from_merges(model, files)
     raise UnsupportedModelError(
-        f"tokenizers of the kind {shown(str(kind))} cannot be converted from tokenizer.json", "known: BPE, SentencePiece BPE"
+        f"tokenizers of the kind {shown(str(kind))} cannot be converted from tokenizer.json",
+        "known: BPE, SentencePiece BPE",
     )
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 
 from edgellm.convert.builder import Builder
-from edgellm.convert.common import GATED_FEED_FORWARD, TWO_NORMS, activation, block, embedding_and_head, expert_keys, experts, standard_keys
+from edgellm.convert.common import (
+    GATED_FEED_FORWARD,
+    TWO_NORMS,
+    activation,
+    block,
+    embedding_and_head,
+    expert_keys,
+    experts,
+    standard_keys,
+)
 from edgellm.convert.registry import family
 from edgellm.convert.tensors import each, reshaped
 from edgellm.errors import CorruptFileError, UnsupportedModelError
