@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -60,7 +61,7 @@ def request_permission() -> bool:
 
     arch_prctl, request_feature, tile_data = 158, 0x1023, 18
     try:
-        return ctypes.CDLL(None, use_errno=True).syscall(arch_prctl, request_feature, tile_data) == 0
+        return bool(ctypes.CDLL(None).syscall(arch_prctl, request_feature, tile_data) == 0)
     except (OSError, AttributeError):
         return False
 
@@ -127,8 +128,9 @@ def _keep(path: Path, found: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # it will be tried out again
+    except OSError:  # it will be tried out again
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @cache

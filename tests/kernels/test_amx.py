@@ -7,6 +7,11 @@ against bounds that leave no room for a wrong number.
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from collections import Counter
+
 import numpy as np
 import pytest
 from amx_calls import in_tiles, multiply, to_bfloats
@@ -33,7 +38,6 @@ from edgellm.platforms.amx import amx_works
 Doubles = NDArray[np.float64]
 TYPES = (*QUANTIZED_TYPES, "F16", "BF16")
 BFLOAT_UNIT = 2.0**-8  # largest relative error of rounding to bfloat16
-LARGEST = float(np.finfo(np.float32).max)
 SMALL_SCALES = 128  # the largest of those that a block's half-precision scale is multiplied by
 
 
@@ -230,3 +234,26 @@ def test_a_scale_that_is_no_number_shows_in_the_results(
         result = multiply(kernels, kernels.pack(raw, type_name, columns), x, mode)
         assert not np.isfinite(result[:, [0, 17]]).any()
         assert np.isfinite(result[:, 1:17]).all()
+
+
+ASSEMBLY = """
+import sys
+from edgellm.kernels.cross import kernel_assembly
+from edgellm.kernels.target import named_target
+for name in sys.argv[1:]:
+    print(kernel_assembly(name, named_target("linux-x86_64-amx")))
+"""
+
+
+def test_the_hardware_kernels_compile_without_spilling_tiles() -> None:
+    """For a CPU that has AMX, on any: each result tile is stored in one place, and nothing is called."""
+    names = ["matmul_amx.q4", "matmul_amx.k6"]
+    command = [sys.executable, "-P", "-c", ASSEMBLY, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    count = Counter(re.findall(r"^\t([a-z]\w*)", done.stdout, re.MULTILINE))
+    assert count["ldtilecfg"] == count["tilerelease"] == len(names)
+    assert count["tilestored"] == 6 * len(names)
+    assert count["tilezero"] == 6 * len(names)
+    assert count["tdpbf16ps"] >= 6 * len(names)
+    assert count["tileloadd"] > count["tdpbf16ps"]
+    assert not any(name.startswith("call") for name in count)
