@@ -162,10 +162,9 @@ def _arm_features() -> dict[str, bool]:
 def _linux_arm_features() -> dict[str, bool]:
     import ctypes
 
-    library = ctypes.CDLL(None)
-    library.getauxval.restype = library.getauxval.argtypes = ctypes.c_ulong
-    library.getauxval.argtypes = [ctypes.c_ulong]
-    bits = library.getauxval(16) | library.getauxval(26) << 64  # AT_HWCAP, AT_HWCAP2
+    ask = ctypes.CDLL(None).getauxval
+    ask.restype, ask.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    bits = ask(16) | ask(26) << 64  # AT_HWCAP, AT_HWCAP2
     return {name: bool(bits >> bit & 1) for name, (bit, _) in _ARM_FEATURES.items()}
 
 
