@@ -1,6 +1,7 @@
 """Causal attention over the paged cache, block by block with a running softmax (Dao et al. 2022, FlashAttention).
 
-Variants: ``f16`` and ``q8_0``, the types of the cache, whose layout `edgellm.kernels.cache` describes.
+Variants: ``f16`` and ``q8_0``, the types of the cache, whose layout `edgellm.kernels.cache` describes, and the same
+with ``_latent``, where each key's first numbers are its value.
 
 Four queries that read the same key/value head pass over the cache together, so that each key and value is loaded and
 converted once for all four: they are neighbours in the list of (row, query head of the group). The maximum that keeps
@@ -163,17 +164,18 @@ def _finish_query(scratch, query, width, padded):
         set_float(output + 4 * column, float_at(sums + 4 * column) * inverse)
 
 
-VARIANTS = ("f16", "q8_0")
+VARIANTS = ("f16", "q8_0", "f16_latent", "q8_0_latent")
 
 
 def kernel(variant):
     """The attention kernel for one type of cache."""
-    key_pair = _key_halves if variant == "f16" else _key_codes
-    value_row = _value_halves if variant == "f16" else _value_codes
+    halves, latent = variant.startswith("f16"), variant.endswith("_latent")
+    key_pair = _key_halves if halves else _key_codes
+    value_row = _value_halves if halves else _value_codes
 
     @helper
-    def score_block(record, scratch, padded, keys, block_start):
-        """Scores and weights of four queries against the 32 tokens of a block."""
+    def score_columns(record, scratch, keys):
+        """Scores of four queries against the 32 tokens of a block."""
         width = get(record, F.key_width)
         q0, q1 = int64_at(scratch), int64_at(scratch + _STATE_BYTES)
         q2, q3 = int64_at(scratch + 2 * _STATE_BYTES), int64_at(scratch + 3 * _STATE_BYTES)
@@ -197,11 +199,40 @@ def kernel(variant):
         store_floats(weights + 320, high2)
         store_floats(weights + 384, low3)
         store_floats(weights + 448, high3)
-        for query in range(TILE):
-            _softmax(record, scratch, query, padded, block_start)
 
     @helper
-    def add_block(scratch, padded, values, first, end):
+    def score_rows(record, scratch, keys, first, end):
+        """Scores of four queries against tokens first..end - 1 of a block whose keys are rows."""
+        width = get(record, F.key_width)
+        stride = -(-width // 16) * 16
+        q0, q1 = int64_at(scratch), int64_at(scratch + _STATE_BYTES)
+        q2, q3 = int64_at(scratch + 2 * _STATE_BYTES), int64_at(scratch + 3 * _STATE_BYTES)
+        for token in range(first, end):
+            a = b = c = d = splat_float(0.0)
+            column = 0
+            while column + 16 <= width:
+                key, place = value_row(keys, stride, token, column), 4 * column
+                a = multiply_add(load_floats(q0 + place), key, a)
+                b = multiply_add(load_floats(q1 + place), key, b)
+                c = multiply_add(load_floats(q2 + place), key, c)
+                d = multiply_add(load_floats(q3 + place), key, d)
+                column += 16
+            e, f, g, h = sum_lanes(a), sum_lanes(b), sum_lanes(c), sum_lanes(d)
+            while column < width:  # half precision alone: widths of the other type are whole blocks
+                single, place = half_at(keys + 2 * (token * stride + column)), 4 * column
+                e += float_at(q0 + place) * single
+                f += float_at(q1 + place) * single
+                g += float_at(q2 + place) * single
+                h += float_at(q3 + place) * single
+                column += 1
+            weights = scratch + _WEIGHTS + 4 * token
+            set_float(weights, e)
+            set_float(weights + 128, f)
+            set_float(weights + 256, g)
+            set_float(weights + 384, h)
+
+    @helper
+    def add_block(scratch, padded, values, row_width, first, end):
         """Add the weighted values of tokens first..end - 1 of a block to the sums of four queries."""
         weights, sums, stride = scratch + _WEIGHTS, scratch + _SUMS, 4 * padded
         for column in range(0, padded, 16):
@@ -209,7 +240,7 @@ def kernel(variant):
             a, b = load_floats(place), load_floats(place + stride)
             c, d = load_floats(place + 2 * stride), load_floats(place + 3 * stride)
             for token in range(first, end):
-                row, weight = value_row(values, padded, token, column), weights + 4 * token
+                row, weight = value_row(values, row_width, token, column), weights + 4 * token
                 a = multiply_add(broadcast_float(weight), row, a)
                 b = multiply_add(broadcast_float(weight + 128), row, b)
                 c = multiply_add(broadcast_float(weight + 256), row, c)
@@ -235,12 +266,18 @@ def kernel(variant):
         table = get(record, F.tables) + sequence * int64_at(get(record, F.tables_stride))
         key_offset = head * get(record, F.head_key_bytes)
         value_offset = get(record, F.values_offset) + head * get(record, F.head_value_bytes)
+        row_width = -(-get(record, F.key_width) // 16) * 16 if latent else padded
         for number in range(first_token // BLOCK_TOKENS, position // BLOCK_TOKENS + 1):
             block = get(record, F.cache) + int32_at(table + 4 * number) * get(record, F.block_bytes)
             start = number * BLOCK_TOKENS
-            score_block(record, scratch, padded, block + key_offset, start)
             first, end = max(first_token - start, 0), min(position - start + 1, BLOCK_TOKENS)
-            add_block(scratch, padded, block + value_offset, first, end)
+            if latent:
+                score_rows(record, scratch, block + key_offset, first, end)
+            else:
+                score_columns(record, scratch, block + key_offset)
+            for query in range(TILE):
+                _softmax(record, scratch, query, padded, start)
+            add_block(scratch, padded, block + value_offset, row_width, first, end)
         for query in range(count):
             _finish_query(scratch, query, value_width, padded)
 

@@ -7,6 +7,8 @@ A block of 32 tokens holds, per key/value head, first the keys of all heads and 
 
 Variants: ``f16``; ``q8_0``: int8 codes with one half-precision scale per 32 values of a token, all scales of a part
 behind all its codes: keys (key_width / 32, 32 tokens), values (32 tokens, value_width / 32).
+
+``f16_latent`` and ``q8_0_latent`` store keys alone, as rows like values: their first numbers are the values too.
 """
 
 from __future__ import annotations
@@ -78,12 +80,12 @@ def _value_codes(source, target, slot, width):
         store_bytes(row + 32 * block + 16, round_to_ints(load_floats(place + 64) * inverse))
 
 
-VARIANTS = ("f16", "q8_0")
+VARIANTS = ("f16", "q8_0", "f16_latent", "q8_0_latent")
 
 
 def kernel(variant):
     """The kernel that stores one layer's keys and values; (row, head) pairs are shared among the threads."""
-    halves = variant == "f16"
+    halves, latent = variant.startswith("f16"), variant.endswith("_latent")
     store_key = _key_halves if halves else _key_codes
     store_value = _value_halves if halves else _value_codes
 
@@ -97,7 +99,11 @@ def kernel(variant):
             block = get(record, F.cache) + (place // BLOCK_TOKENS) * get(record, F.block_bytes)
             slot = place % BLOCK_TOKENS
             keys = get(record, F.keys) + row * get(record, F.keys_stride) + 4 * head * key_width
-            store_key(keys, block + head * get(record, F.head_key_bytes), slot, key_width)
+            target = block + head * get(record, F.head_key_bytes)
+            if latent:
+                store_value(keys, target, slot, key_width)
+                continue
+            store_key(keys, target, slot, key_width)
             values = get(record, F.values) + row * get(record, F.values_stride) + 4 * head * value_width
             target = block + get(record, F.values_offset) + head * get(record, F.head_value_bytes)
             store_value(values, target, slot, value_width)

@@ -116,6 +116,105 @@ NORM = _record(
 )
 
 
+# edgellm.kernels.experts; the first fields are those of MATMUL, for one matrix of a stack
+EXPERTS = _record(
+    "Experts",
+    *MATMUL._fields,  # input_stride and scales_stride are those of the scratch memory, output_stride is 64
+    "matrices",  # matrices in the stack
+    "matrix_bytes",  # from one to the next
+    "bias_bytes",  # the same of their biases
+    "width",  # results of one matrix: the last group of 16 may have fewer rows
+    "parts",  # products for each row
+    "starts",  # address of int32 (matrices + 1), see routing.py; 0: part j is multiplied by matrix j
+    "pairs",  # address of int32 (rows * parts)
+    "source_stride",  # bytes from one row of the input to the next
+    "source_part",  # bytes from one part of a row to the next, 0 if all parts read the same
+    "source_scales_stride",  # the same for the input's scales
+    "source_scales_part",
+    "row_bytes",  # of what one product reads: codes, or float32
+    "scale_bytes",  # of its scales
+    "result",  # address of float32, where the products go in the end
+    "result_stride",  # bytes
+    "scratch",  # address of each thread's memory, see experts.py
+    "scratch_stride",  # bytes
+)
+
+
+# edgellm.kernels.routing
+ROUTE = _record(
+    "Route",
+    "rows",  # address of the number of rows
+    "experts",
+    "chosen",
+    "input",  # address of float32: the router's logits
+    "input_stride",  # bytes
+    "output",  # address of float32: numbers, then weights
+    "output_stride",  # bytes
+    "bias",  # address of float32 (experts), or 0
+    "normalize",  # 1: weights are divided by their sum
+    "scale",  # address of float32
+    "groups",
+    "chosen_groups",
+    "best_of_group",
+    "scratch",  # address of each thread's memory: 20 bytes for each expert, padded to 16 experts
+    "scratch_stride",  # bytes
+)
+ROUTE_LISTS = _record(
+    "RouteLists",
+    "rows",  # address of the number of rows
+    "matrices",
+    "chosen",
+    "routes",  # address of float32: what the route kernel wrote
+    "routes_stride",  # bytes
+    "starts",  # address of int32 (matrices + 1): where each matrix's part of the list begins
+    "pairs",  # address of int32 (rows * chosen): row * chosen + place, ordered by matrix
+)
+
+
+# edgellm.kernels.elements
+WEIGHTED_SUM = _record(
+    "WeightedSum",
+    "rows",  # address of the number of rows
+    "width",  # of a part and of the result
+    "parts",
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "routes",  # address of float32: the weights are behind as many numbers
+    "routes_stride",  # bytes
+    "output",  # address of float32
+    "output_stride",  # bytes
+    "accumulate",  # 1: add to what the output holds
+)
+JOIN = _record(
+    "Join",
+    "rows",  # address of the number of rows
+    "heads",
+    "a",  # address of float32: the first value of the first head that is wanted
+    "a_stride",  # bytes from row to row
+    "a_head",  # bytes from head to head
+    "a_width",  # values of a head that are copied
+    "b",  # what follows them, or 0
+    "b_stride",
+    "b_head",  # 0: all heads get the same
+    "b_width",
+    "output",  # address of float32
+    "output_stride",  # bytes
+)
+ROUND_ROWS = _record(
+    "RoundRows",
+    "rows",  # address of the number of rows
+    "width",
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "output",  # address of float32
+    "output_stride",  # bytes
+    "codes",  # address of int8, or 0; only where width % 32 = 0
+    "codes_stride",  # bytes
+    "scales",  # address, see quantize.py
+    "scales_stride",  # bytes
+)
+
+
 # edgellm.kernels.rope
 ROPE = _record(
     "Rope",

@@ -34,6 +34,8 @@ class BlockLayout:
         if cache_type not in CACHE_TYPES:
             raise InvalidSettingError(f"cache_type is {cache_type!r}", f"use one of {', '.join(CACHE_TYPES)}")
         key, value = layer.key_dim, layer.value_dim
+        if layer.values_in_keys:
+            return BlockLayout._of_rows(layer, cache_type)
         if cache_type == "f16":
             head_key, head_value = 2 * BLOCK_TOKENS * key, 2 * BLOCK_TOKENS * (-(-value // 16) * 16)
         else:
@@ -45,6 +47,18 @@ class BlockLayout:
             head_key, head_value = 34 * key * BLOCK_TOKENS // 32, 34 * value * BLOCK_TOKENS // 32
         offset = layer.kv_heads * head_key
         return BlockLayout(key, value, head_key, head_value, offset, offset + layer.kv_heads * head_value)
+
+    @staticmethod
+    def _of_rows(layer: CacheLayer, cache_type: str) -> BlockLayout:
+        """Keys alone, as rows, whose first numbers are the values: both are read at the same place."""
+        key = layer.key_dim
+        if cache_type == "q8_0" and key % 32:
+            raise InvalidSettingError(
+                f"cache_type q8_0 needs heads that are multiples of 32, this model's are {key}", "use cache_type f16"
+            )
+        row = 2 * (-(-key // 16) * 16) if cache_type == "f16" else 34 * key // 32
+        head = BLOCK_TOKENS * row
+        return BlockLayout(key, layer.value_dim, head, head, 0, layer.kv_heads * head)
 
 
 class CacheMemory:
