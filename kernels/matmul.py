@@ -364,8 +364,12 @@ def store_tile(tile, output, stride, bias, accumulate):
 VARIANTS = tuple(f"{name}{fine}" for name in FORMATS if name not in FLOAT_FORMATS for fine in ("", "_fine"))
 
 
-def kernel(variant):
-    """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
+def group_products(variant):
+    """Products of a group of 16 weight rows and a tile of activation rows, or one: for kernels to call.
+
+    Returns two functions of the record, the address of the group, the number of blocks, and the addresses of codes,
+    scales, results and bias; and how many activation rows are a tile (1: the first function is not for this variant).
+    """
     name, _, fine = variant.partition("_")
     layout = FORMATS[name]
     code_bytes, scale_bytes = layout.code_bytes, layout.scale_bytes
@@ -418,6 +422,13 @@ def kernel(variant):
                 s + block * activation_scale_bytes, fine_scales, ahead,
             )  # fmt: skip
         store(tile, output, bias, get(record, F.accumulate))
+
+    return group_by_tile, group_by_row, rows_at_once
+
+
+def kernel(variant):
+    """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
+    group_by_tile, group_by_row, rows_at_once = group_products(variant)
 
     def matmul(record, thread, threads):
         rows, groups, blocks = (
