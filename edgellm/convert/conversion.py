@@ -15,10 +15,11 @@ from edgellm.convert.encode import FLOATS
 from edgellm.convert.metadata import general_keys
 from edgellm.convert.quantized import unquantized
 from edgellm.convert.registry import find_family
+from edgellm.convert.safetensors import shown
 from edgellm.convert.settings import ConvertSettings
 from edgellm.convert.vocabulary import TokenizerFiles, tokenizer_keys
 from edgellm.convert.writer import Planned, new_file, refuse_existing, write_file
-from edgellm.errors import UnsupportedModelError
+from edgellm.errors import CorruptFileError, UnsupportedModelError
 from edgellm.gguf import TensorType
 
 Progress = Callable[[str, int, int], None]
@@ -142,6 +143,8 @@ def _wanted_type(settings: ConvertSettings, checkpoint: Checkpoint, model: Build
 def _plan(output: Output, kind: str) -> Planned:
     """Which type a tensor gets: the rules of llama.cpp's converter."""
     name, tensor = output.name, output.tensor
+    if not 1 <= len(tensor.shape) <= 4 or 0 in tensor.shape:
+        raise CorruptFileError(f"tensor {name} would have the shape {tensor.shape}, which no GGUF file can hold")
     if output.type is not None:
         return Planned(name, tensor, output.type)
     if tensor.kind not in FLOATS:
@@ -179,7 +182,19 @@ def _all_keys(
         tokenizer_keys(files, checkpoint.config, rows, model.pre_tokenizer_hint, settings.pre_tokenizer, notices)
     )
     keys.update(model.token_keys)
+    _check_texts(keys)
     return keys
+
+
+def _check_texts(keys: dict[str, Key]) -> None:
+    """Raise for text that cannot be written: JSON can spell halves of characters."""
+    for name, key in keys.items():
+        for text in key.value if key.type == "strings" else [key.value]:
+            try:
+                if isinstance(text, str):
+                    text.encode()
+            except UnicodeEncodeError:
+                raise CorruptFileError(f"{name} has the text {shown(text)}, which is not valid Unicode") from None
 
 
 def _expert_sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int, int]:

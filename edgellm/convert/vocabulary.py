@@ -94,12 +94,12 @@ class TokenizerFiles:
         if isinstance(from_tokenizer, list):
             listed += [entry for entry in from_tokenizer if isinstance(entry, dict)]
         for entry in listed:
-            number, text = entry.get("id"), entry.get("content")
-            if not isinstance(number, int) or isinstance(number, bool) or not isinstance(text, str):
+            given, content = entry.get("id"), entry.get("content")
+            if not isinstance(given, int) or isinstance(given, bool) or not isinstance(content, str):
                 raise CorruptFileError(
                     f"an added token has no id or text: {shown(str(entry))}", "fetch the files again"
                 )
-            found[number] = (text, entry.get("special") is True)
+            found[given] = (content, entry.get("special") is True)
         return found
 
 
