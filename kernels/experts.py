@@ -63,8 +63,8 @@ def _pair(record, matrix, number):
 def _source(record, row, part):
     """Where the input of a pair is, and its scales."""
     codes = get(record, F.input) + row * get(record, F.source_stride) + part * get(record, F.source_part)
-    scales = get(record, F.scales) + row * get(record, F.source_scales_stride) + part * get(record, F.source_scales_part)
-    return codes, scales
+    scales = row * get(record, F.source_scales_stride) + part * get(record, F.source_scales_part)
+    return codes, get(record, F.scales) + scales
 
 
 @helper

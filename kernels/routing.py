@@ -57,7 +57,7 @@ def _take_best(ranks, taken, first, end):
     for number in range(first, end):
         if int32_at(taken + 4 * number) == 0:
             rank = float_at(ranks + 4 * number)
-            if index < 0 or rank > best or (best != best and rank == rank):  # noqa: PLR0124 - whether it is a number
+            if index < 0 or rank > best or (best != best and rank == rank):
                 index, best = number, rank
     if index >= 0:
         set_int32(taken + 4 * index, 1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgellm.errors import EdgeLLMError, InvalidSettingError, OutOfMemoryError
 from edgellm.folders import kernels_folder
-from edgellm.graph import Attention, Graph, Linear, Norm
+from edgellm.graph import Attention, Graph, Linear, Norm, Route, StackedLinear
 from edgellm.kernels.library import KernelLibrary
 from edgellm.kernels.packing import PackedMatrix
 from edgellm.kernels.target import current_target
@@ -93,8 +93,7 @@ class CPUExecutor:
 
     def _load(self, cache_type: str, meanwhile: Callable[[], object] | None) -> None:
         """Pack the weights on all threads and plan; ``meanwhile`` is called in between."""
-        linears = dict.fromkeys(op.weight for op in self.graph.operations if isinstance(op, Linear))
-        loader = WeightLoader(self._weights, list(linears))
+        loader = WeightLoader(self._weights, self.graph)
         self._weight_bytes = loader.total_bytes
         self._load_kernels(cache_type, loader)
         try:
@@ -141,7 +140,7 @@ class CPUExecutor:
             match operation:
                 case Norm():
                     names |= {operation.weight, operation.bias}
-                case Linear():
+                case Linear() | StackedLinear() | Route():
                     names.add(operation.bias)
                 case Attention():
                     names.add(operation.sinks)

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.errors import UnsupportedModelError
 from edgellm.graph import (
     Activation,
     Attention,
+    CacheLayer,
     Graph,
     Join,
     Linear,
     Norm,
-    Operation,
     Rope,
     RoundRows,
     Route,
@@ -140,20 +139,22 @@ class BufferPool:
         self._free[len(buffer.data)].append(buffer.data)
 
 
-def refuse_without_kernel(operation: Operation) -> None:
-    """UnsupportedModelError for an operation, or a way to use one, that the reference executor alone can do."""
-    match operation:
-        case Route() | StackedLinear() | WeightedSum() | Slice() | Join() | RoundRows():
-            what = f"the operation {type(operation).__name__}"
-        case Linear(rows=(_, _)):
-            what = "a product with some rows of a matrix"
-        case Attention(v=None):
-            what = "attention over a latent cache"
-        case Activation(kind="gelu" | "sigmoid" | "swiglu_clamped" as kind):
-            what = f"the activation {kind}"
-        case _:
-            return
-    raise UnsupportedModelError(f"{what} has no kernel yet", "use backend='reference'")
+def weight_key(operation: Linear | StackedLinear) -> str:
+    """Under which name the packed weight of a product is kept: rows of a matrix are packed by themselves."""
+    if isinstance(operation, Linear) and operation.rows is not None:
+        return f"{operation.weight}[{operation.rows[0]}:{operation.rows[1]}]"
+    return operation.weight
+
+
+def activation_variant(operation: Activation) -> str:
+    """The kernel of an activation, after ``activation.``."""
+    by_row = operation.kind == "sigmoid" and operation.gate.width == 1 and operation.out.width > 1
+    return "sigmoid_of_row" if by_row else operation.kind
+
+
+def cache_variant(layer: CacheLayer, cache_type: str) -> str:
+    """The kernels of a layer's cache, after ``cache.`` and ``attention.``."""
+    return f"{cache_type}_latent" if layer.values_in_keys else cache_type
 
 
 def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[str]:
@@ -161,20 +162,31 @@ def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[
     names = {"quantize.all", "rows.select", "activation.add", "activation.scale"}
     fine = fine_products(graph)
     for operation in graph.operations:
-        refuse_without_kernel(operation)
         match operation:
             case Linear():
-                names.add(matmul_kernel(formats[operation.weight], operation.out.name in fine))
+                names.add(matmul_kernel(formats[weight_key(operation)], operation.out.name in fine))
             case Norm():
                 names.add(f"norm.{operation.kind}")
             case Rope():
                 names.add("rope.interleaved" if operation.interleaved else "rope.halves")
-            case Attention():
-                names |= {f"cache.{cache_type}", f"attention.{cache_type}"}
+            case Attention(layer=layer):
+                variant = cache_variant(graph.cache[layer], cache_type)
+                names |= {f"cache.{variant}", f"attention.{variant}"}
             case Activation():
-                names.add(f"activation.{operation.kind}")
+                names.add(f"activation.{activation_variant(operation)}")
             case SoftCap():
                 names.add("activation.softcap")
+            case Route():
+                names |= {f"routing.{operation.scores}", "routing.lists"}
+            case StackedLinear():
+                names.add(f"experts.{formats[weight_key(operation)]}")
+                names |= {"routing.lists"} if operation.route else set()
+            case WeightedSum():
+                names.add("elements.weighted_sum")
+            case Slice() | Join():
+                names.add("elements.join")
+            case RoundRows():
+                names.add("elements.round_rows")
             case _:
                 pass
     return names
@@ -195,10 +207,11 @@ def fine_products(graph: Graph) -> frozenset[str]:
     share their values.
     """
     values = {op.v.name for op in graph.operations if isinstance(op, Attention) and op.v is not None}
+    rounded = {op.out.name for op in graph.operations if isinstance(op, RoundRows)}  # nothing remains of these
     names, selected = set(), False
     for operation in graph.operations:
         selected = selected or isinstance(operation, SelectRows)
-        if isinstance(operation, Linear):
+        if isinstance(operation, Linear) and operation.x.name not in rounded:
             narrow = 2 * operation.out.width <= operation.x.width
             if selected or (narrow and operation.out.name in values):
                 names.add(operation.out.name)

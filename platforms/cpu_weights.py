@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.errors import OutOfMemoryError, UnsupportedModelError
+from edgellm.graph import Graph, Linear, StackedLinear
 from edgellm.kernels.packing import (
     CONVERSIONS,
     FORMATS,
@@ -26,6 +27,7 @@ from edgellm.kernels.packing import (
 )
 from edgellm.memory import available_bytes, format_bytes
 from edgellm.platforms.arena import Arena
+from edgellm.platforms.cpu_parts import weight_key
 from edgellm.platforms.threads import ThreadTeam
 from edgellm.weights import WeightStore
 
@@ -40,39 +42,60 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Plan:
-    """What becomes of one weight: ``kind`` is its type in the file, ``target`` the one it is packed as."""
+    """What becomes of one weight: ``kind`` is its type in the file, ``target`` the one it is packed as.
 
+    It has ``matrices`` of ``rows`` each, from row ``first`` of the tensor on.
+    """
+
+    key: str
     name: str
     kind: str
     target: str
     rows: int
     columns: int
+    first: int = 0
+    matrices: int = 1
 
     @property
     def bytes(self) -> int:
-        return packed_bytes(self.target, self.rows, self.columns)
+        return self.matrices * packed_bytes(self.target, self.rows, self.columns)
 
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """First row and the one after the last of pieces that are packed together."""
+    def pieces(self) -> Iterator[tuple[int, int, int]]:
+        """First row in the tensor and the one after the last of pieces that are packed together, and where to."""
+        stacked = self.matrices > 1 and self.rows % LANES > 0  # each matrix begins with a group of its own
+        count, rows = (self.matrices, self.rows) if stacked else (1, self.matrices * self.rows)
+        for number in range(count):
+            start = number * packed_bytes(self.target, rows, self.columns)
+            for first, end in self._pieces(rows):
+                place = start + packed_bytes(self.target, first, self.columns)
+                yield self.first + number * rows + first, self.first + number * rows + end, place
+
+    def _pieces(self, rows: int) -> Iterator[tuple[int, int]]:
         limit, row_bytes = CONVERTED_BYTES, 4 * self.columns
         if self.kind == self.target:
             recipe = RECIPES[self.target]
             limit, row_bytes = BATCH_BYTES, self.columns // FORMATS[recipe.format].values * recipe.block_bytes
         step = LANES * max(1, limit // (LANES * row_bytes))
-        for first in range(0, self.rows, step):
-            yield first, min(self.rows, first + step)
+        for first in range(0, rows, step):
+            yield first, min(rows, first + step)
 
 
-def _plan_weight(weights: WeightStore, name: str) -> _Plan:
+def _plan_weight(weights: WeightStore, operation: Linear | StackedLinear) -> _Plan:
+    name = operation.weight
     info = weights.info(name)
     kind = info.type.name
-    if len(info.shape) != 2:
-        raise UnsupportedModelError(f"tensor {name} has {len(info.shape)} dimensions where a matrix is expected")
-    rows, columns = info.shape
+    what, dimensions = ("a stack of matrices", 3) if isinstance(operation, StackedLinear) else ("a matrix", 2)
+    if len(info.shape) != dimensions:
+        raise UnsupportedModelError(f"tensor {name} has {len(info.shape)} dimensions where {what} is expected")
+    matrices, first = info.shape[0] if dimensions == 3 else 1, 0
+    rows, columns = info.shape[-2:]
+    if isinstance(operation, Linear) and operation.rows is not None:
+        first, end = operation.rows
+        rows = end - first
     target = packed_type(kind)
     if kind in CONVERSIONS and columns % 32:
         target = "F32"
-    return _Plan(name, kind, target, rows, columns)
+    return _Plan(weight_key(operation), name, kind, target, rows, columns, first, matrices)
 
 
 class WeightLoader:
@@ -83,16 +106,18 @@ class WeightLoader:
 
     Args:
         weights: where they come from; the file's pages are given back as they are done.
-        names: which; they lie in memory in this order.
+        graph: its products name which; they lie in memory in their order. A stack of matrices is kept as its first
+            matrix would be, with the others behind it.
 
     Raises:
         OutOfMemoryError: there is not enough memory.
         UnsupportedModelError: a weight is not a matrix.
     """
 
-    def __init__(self, weights: WeightStore, names: Sequence[str]) -> None:
+    def __init__(self, weights: WeightStore, graph: Graph) -> None:
         self._weights = weights
-        self._plans = [_plan_weight(weights, name) for name in names]
+        products = {weight_key(op): op for op in graph.operations if isinstance(op, Linear | StackedLinear)}
+        self._plans = [_plan_weight(weights, operation) for operation in products.values()]
         for kind in sorted({plan.kind for plan in self._plans if plan.kind != plan.target and plan.kind != "TQ1_0"}):
             logger.warning("weights of type %s have no kernel: converted to %s", kind, packed_type(kind))
         needed, free = sum(64 + plan.bytes for plan in self._plans), available_bytes()
@@ -104,7 +129,7 @@ class WeightLoader:
         try:
             arena = Arena(needed)
             self.matrices = {
-                plan.name: PackedMatrix(
+                plan.key: PackedMatrix(
                     FORMATS[RECIPES[plan.target].format], plan.rows, plan.columns, arena.take(plan.bytes)
                 )
                 for plan in self._plans
@@ -170,14 +195,12 @@ class WeightLoader:
         names: list[str] = []
         held = 0
         for number, plan in enumerate(self._plans):
-            place = self.matrices[plan.name].data
-            for first, end in plan.pieces():
+            memory = self.matrices[plan.key].data
+            for first, end, place in plan.pieces():
                 if self._cancelled:
                     return
                 raw = self._raw_rows(plan, first, end)
-                calls += pack_calls(
-                    raw, plan.target, plan.columns, place[packed_bytes(plan.target, first, plan.columns) :]
-                )
+                calls += pack_calls(raw, plan.target, plan.columns, memory[place:])
                 names.append(plan.name)
                 held += raw.nbytes
                 if held >= BATCH_BYTES:
