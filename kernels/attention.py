@@ -1,7 +1,7 @@
 """Causal attention over the paged cache, block by block with a running softmax (Dao et al. 2022, FlashAttention).
 
-Variants: ``f16`` and ``q8_0``, the types of the cache, whose layout `edgellm.kernels.cache` describes, and the same
-with ``_latent``, where each key's first numbers are its value.
+Variants: ``f32``, ``f16`` and ``q8_0``, the types of the cache, whose layout `edgellm.kernels.cache` describes, and the
+same with ``_latent``, where each key's first numbers are its value.
 
 Four queries that read the same key/value head pass over the cache together, so that each key and value is loaded and
 converted once for all four: they are neighbours in the list of (row, query head of the group). The maximum that keeps
@@ -52,6 +52,27 @@ _STATE_BYTES = 64
 _TOTALS = TILE * _STATE_BYTES  # 16 lanes of float32 per query
 _WEIGHTS = _TOTALS + TILE * 64  # a block of float32 per query
 _SUMS = _WEIGHTS + TILE * 4 * BLOCK_TOKENS  # value width, padded, per query
+
+
+@helper
+def _key_floats(keys, width, column):
+    place = keys + 128 * column
+    return load_floats(place), load_floats(place + 64)
+
+
+@helper
+def _value_floats(values, padded, token, column):
+    return load_floats(values + 4 * (token * padded + column))
+
+
+@helper
+def _single_float(values, padded, token, column):
+    return float_at(values + 4 * (token * padded + column))
+
+
+@helper
+def _single_half(values, padded, token, column):
+    return half_at(values + 2 * (token * padded + column))
 
 
 @helper
@@ -164,14 +185,18 @@ def _finish_query(scratch, query, width, padded):
         set_float(output + 4 * column, float_at(sums + 4 * column) * inverse)
 
 
-VARIANTS = ("f16", "q8_0", "f16_latent", "q8_0_latent")
+_LOADS = {  # of keys as columns, and of values as rows, 16 columns or one; codes are always whole vectors
+    "f32": (_key_floats, _value_floats, _single_float),
+    "f16": (_key_halves, _value_halves, _single_half),
+    "q8_0": (_key_codes, _value_codes, _single_half),
+}
+VARIANTS = tuple(f"{name}{latent}" for name in _LOADS for latent in ("", "_latent"))
 
 
 def kernel(variant):
     """The attention kernel for one type of cache."""
-    halves, latent = variant.startswith("f16"), variant.endswith("_latent")
-    key_pair = _key_halves if halves else _key_codes
-    value_row = _value_halves if halves else _value_codes
+    key_pair, value_row, single_value = _LOADS[variant.removesuffix("_latent")]
+    latent = variant.endswith("_latent")
 
     @helper
     def score_columns(record, scratch, keys):
@@ -218,8 +243,8 @@ def kernel(variant):
                 d = multiply_add(load_floats(q3 + place), key, d)
                 column += 16
             e, f, g, h = sum_lanes(a), sum_lanes(b), sum_lanes(c), sum_lanes(d)
-            while column < width:  # half precision alone: widths of the other type are whole blocks
-                single, place = half_at(keys + 2 * (token * stride + column)), 4 * column
+            while column < width:
+                single, place = single_value(keys, stride, token, column), 4 * column
                 e += float_at(q0 + place) * single
                 f += float_at(q1 + place) * single
                 g += float_at(q2 + place) * single

@@ -5,10 +5,10 @@ A block of 32 tokens holds, per key/value head, first the keys of all heads and 
 - keys transposed, (key_width, 32 tokens): 16 tokens are the lanes of a vector when scores are computed;
 - values as rows, (32 tokens, value_width padded to 16).
 
-Variants: ``f16``; ``q8_0``: int8 codes with one half-precision scale per 32 values of a token, all scales of a part
-behind all its codes: keys (key_width / 32, 32 tokens), values (32 tokens, value_width / 32).
+Variants: ``f32``, ``f16``; ``q8_0``: int8 codes with one half-precision scale per 32 values of a token, all scales of a
+part behind all its codes: keys (key_width / 32, 32 tokens), values (32 tokens, value_width / 32).
 
-``f16_latent`` and ``q8_0_latent`` store keys alone, as rows like values: their first numbers are the values too.
+With ``_latent`` behind it, a variant stores keys alone, as rows like values: their first numbers are the values too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from edgellm.kernels.simd import (
     maximum,
     round_to_ints,
     set_byte,
+    set_float,
     set_half,
     share,
     splat_float,
@@ -34,6 +35,19 @@ from edgellm.kernels.simd import (
 )
 
 BLOCK_TOKENS = 32
+
+
+@helper
+def _key_floats(source, target, slot, width):
+    for column in range(width):
+        set_float(target + 128 * column + 4 * slot, float_at(source + 4 * column))
+
+
+@helper
+def _value_floats(source, target, slot, width):
+    row = target + slot * 4 * (-(-width // 16) * 16)
+    for column in range(width):
+        set_float(row + 4 * column, float_at(source + 4 * column))
 
 
 @helper
@@ -80,14 +94,18 @@ def _value_codes(source, target, slot, width):
         store_bytes(row + 32 * block + 16, round_to_ints(load_floats(place + 64) * inverse))
 
 
-VARIANTS = ("f16", "q8_0", "f16_latent", "q8_0_latent")
+_STORES = {
+    "f32": (_key_floats, _value_floats),
+    "f16": (_key_halves, _value_halves),
+    "q8_0": (_key_codes, _value_codes),
+}
+VARIANTS = tuple(f"{name}{latent}" for name in _STORES for latent in ("", "_latent"))
 
 
 def kernel(variant):
     """The kernel that stores one layer's keys and values; (row, head) pairs are shared among the threads."""
-    halves, latent = variant.startswith("f16"), variant.endswith("_latent")
-    store_key = _key_halves if halves else _key_codes
-    store_value = _value_halves if halves else _value_codes
+    store_key, store_value = _STORES[variant.removesuffix("_latent")]
+    latent = variant.endswith("_latent")
 
     def store(record, thread, threads):
         rows, heads = int64_at(get(record, F.rows)), get(record, F.heads)

@@ -14,7 +14,8 @@ from edgellm.errors import InvalidSettingError, OutOfMemoryError
 from edgellm.graph import CacheLayer
 from edgellm.platforms.batch import BLOCK_TOKENS
 
-CACHE_TYPES = ("f16", "q8_0")
+CACHE_TYPES = ("f16", "q8_0", "f32")
+_BYTES = {"f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class BlockLayout:
         key, value = layer.key_dim, layer.value_dim
         if layer.values_in_keys:
             return BlockLayout._of_rows(layer, cache_type)
-        if cache_type == "f16":
-            head_key, head_value = 2 * BLOCK_TOKENS * key, 2 * BLOCK_TOKENS * (-(-value // 16) * 16)
+        if cache_type != "q8_0":
+            size = BLOCK_TOKENS * _BYTES[cache_type]
+            head_key, head_value = size * key, size * (-(-value // 16) * 16)
         else:
             if key % 32 or value % 32:
                 raise InvalidSettingError(
@@ -56,7 +58,7 @@ class BlockLayout:
             raise InvalidSettingError(
                 f"cache_type q8_0 needs heads that are multiples of 32, this model's are {key}", "use cache_type f16"
             )
-        row = 2 * (-(-key // 16) * 16) if cache_type == "f16" else 34 * key // 32
+        row = 34 * key // 32 if cache_type == "q8_0" else _BYTES[cache_type] * (-(-key // 16) * 16)
         head = BLOCK_TOKENS * row
         return BlockLayout(key, layer.value_dim, head, head, 0, layer.kv_heads * head)
 

@@ -37,7 +37,7 @@ class PagedLayer:
     blocks: int
 
     def __post_init__(self) -> None:
-        self.layout = BlockLayout.of(self.layer, self.kind)
+        self.layout = BlockLayout.of(self.layer, self.kind.removesuffix("_latent"))
         whole = np.full(self.layout.block_bytes * self.blocks + 128, 0xFF, np.uint8)
         start = -whole.ctypes.data % 64
         self.memory = whole[start : start + self.layout.block_bytes * self.blocks]
@@ -71,17 +71,31 @@ class PagedLayer:
             part = block[head * layout.head_key_bytes :][: layout.head_key_bytes]
             start = layout.values_offset + head * layout.head_value_bytes
             value_part = block[start : start + layout.head_value_bytes]
-            if self.kind == "f16":
+            if self.layer.values_in_keys:
+                row = self._row(part, layout.key_width, place)
+                keys.append(row)
+                values.append(row[: layout.value_width])
+            elif self.kind == "f32":
+                keys.append(part.view(np.float32).reshape(-1, BLOCK_TOKENS)[:, place])
+                values.append(self._row(value_part, layout.value_width, place))
+            elif self.kind == "f16":
                 keys.append(part.view(np.float16).reshape(-1, BLOCK_TOKENS)[:, place])
-                values.append(value_part.view(np.float16).reshape(BLOCK_TOKENS, -1)[place, : layout.value_width])
+                values.append(self._row(value_part, layout.value_width, place))
             else:
                 codes, scales = np.split(part, [BLOCK_TOKENS * layout.key_width])
                 scale = scales.view(np.float16).reshape(-1, BLOCK_TOKENS)[:, place].astype(np.float64)
                 keys.append(self._product(codes.view(np.int8).reshape(-1, BLOCK_TOKENS)[:, place], scale))
-                codes, scales = np.split(value_part, [BLOCK_TOKENS * layout.value_width])
-                scale = scales.view(np.float16).reshape(BLOCK_TOKENS, -1)[place].astype(np.float64)
-                values.append(self._product(codes.view(np.int8).reshape(BLOCK_TOKENS, -1)[place], scale))
+                values.append(self._row(value_part, layout.value_width, place))
         return np.array(keys, np.float64), np.array(values, np.float64)
+
+    def _row(self, part: NDArray[np.uint8], width: int, place: int) -> Doubles:
+        """One token's numbers where they lie as rows."""
+        if not self.kind.startswith("q8_0"):
+            number = np.float16 if self.kind.startswith("f16") else np.float32
+            return part.view(number).reshape(BLOCK_TOKENS, -1)[place, :width].astype(np.float64)
+        codes, scales = np.split(part, [BLOCK_TOKENS * width])
+        scale = scales.view(np.float16).reshape(BLOCK_TOKENS, -1)[place].astype(np.float64)
+        return self._product(codes.view(np.int8).reshape(BLOCK_TOKENS, -1)[place], scale)
 
     @staticmethod
     def _product(codes: NDArray[np.int8], scales: Doubles) -> Doubles:
@@ -188,6 +202,40 @@ def test_the_q8_0_cache_does_not_turn_what_it_cannot_hold_into_a_number(tier: st
             assert np.isfinite(got[0, 32:]).all()
 
 
+@pytest.mark.parametrize("kind", ["f32", "f16_latent", "q8_0_latent", "f32_latent"])
+@pytest.mark.parametrize("tier", TIERS)
+@settings(deadline=None, max_examples=30)
+@given(
+    widths=st.sampled_from([(1, 1), (20, 16), (64, 64), (36, 20), (96, 64)]),
+    heads=st.integers(1, 3),
+    rows=st.integers(1, 5),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_other_layouts_hold_what_the_plain_ones_hold(
+    tier: str, kind: str, widths: tuple[int, int], heads: int, rows: int, threads: int, seed: int
+) -> None:
+    """A latent's row is that of a value in an ordinary cache; float32 stays as it is."""
+    generator = np.random.default_rng(seed)
+    plain, latent = kind.removesuffix("_latent"), kind.endswith("_latent")
+    key_width, value_width = (-(-width // 32) * 32 for width in widths) if plain == "q8_0" else widths
+    cache = PagedLayer(tier, kind, CacheLayer(heads, key_width, value_width, values_in_keys=latent), 2)
+    keys = generator.standard_normal((rows, heads, key_width)).astype(np.float32)
+    values = generator.standard_normal((rows, heads, value_width)).astype(np.float32)
+    slots = generator.choice(2 * BLOCK_TOKENS, rows, replace=False).tolist()
+    cache.store(keys, values, slots, threads)
+    expected = keys.astype(np.float64), values.astype(np.float64)
+    if latent:
+        other = PagedLayer(tier, plain, CacheLayer(heads, key_width, key_width), 2)
+        other.store(keys, keys, slots)
+        stored = np.array([other.stored(slot)[1] for slot in slots])
+        expected = stored, stored[..., :value_width]
+    for row, slot in enumerate(slots):
+        got = cache.stored(slot)
+        assert np.array_equal(got[0], expected[0][row])
+        assert np.array_equal(got[1], expected[1][row])
+
+
 # Attending
 
 
@@ -223,7 +271,7 @@ def exact(
     return result, error
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "f32_latent", "f16_latent", "q8_0_latent"])
 @pytest.mark.parametrize("tier", TIERS)
 @settings(deadline=None, max_examples=60)
 @given(
@@ -245,9 +293,11 @@ def test_attention(
 ) -> None:  # fmt: skip
     """Sequences of different lengths in scattered blocks; unused slots hold NaN, which must not leak."""
     generator = np.random.default_rng(seed)
-    key_width, value_width = (-(-width // 32) * 32 for width in widths) if kind == "q8_0" else widths
-    table_width = 5
-    cache = PagedLayer(tier, kind, CacheLayer(heads, key_width, value_width), table_width * len(lengths))
+    key_width, value_width = (-(-width // 32) * 32 for width in widths) if kind.startswith("q8_0") else widths
+    table_width, latent = 5, kind.endswith("_latent")
+    value_width = min(value_width, key_width) if latent else value_width
+    layer = CacheLayer(heads, key_width, value_width, values_in_keys=latent)
+    cache = PagedLayer(tier, kind, layer, table_width * len(lengths))
     tables = generator.permutation(table_width * len(lengths)).astype(np.int32).reshape(len(lengths), table_width)
     kept: list[tuple[Doubles, Doubles]] = []
     for sequence, length in enumerate(lengths):
@@ -280,7 +330,7 @@ def test_attention(
 def filled(tier: str, kind: str, length: int) -> tuple[PagedLayer, NDArray[np.int32], Floats]:
     """A cache with one sequence in rising blocks, its table, and a query."""
     generator = np.random.default_rng(3)
-    cache = PagedLayer(tier, kind, CacheLayer(2, 32, 32), 4)
+    cache = PagedLayer(tier, kind, CacheLayer(2, 32, 32, values_in_keys=kind.endswith("_latent")), 4)
     keys, values = generator.standard_normal((2, length, 2, 32)).astype(np.float32)
     cache.store(keys, values, list(range(length)))
     return cache, np.arange(4, dtype=np.int32)[None], generator.standard_normal((1, 4, 32)).astype(np.float32)
@@ -332,7 +382,7 @@ def test_scores_far_apart_and_far_below_zero(tier: str, kind: str) -> None:
     assert result[0, :, 0] == pytest.approx([mean * 33 / 34, 0, mean, mean], rel=1e-5, abs=1e-30)
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "f16_latent", "q8_0_latent"])
 def test_only_blocks_within_the_window_are_read(kind: str) -> None:
     cache, table, query = filled("native", kind, 100)
     expected = cache.attend(query, [99], [0], table, 0.2, window=20)
@@ -341,7 +391,7 @@ def test_only_blocks_within_the_window_are_read(kind: str) -> None:
     assert np.array_equal(cache.attend(query, [99], [0], table, 0.2, window=20), expected)
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "f16_latent", "q8_0_latent"])
 def test_neither_threads_nor_other_rows_change_a_result(kind: str) -> None:
     cache, table, _ = filled("native", kind, 128)
     queries = np.random.default_rng(4).standard_normal((9, 4, 32)).astype(np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,11 +11,17 @@ from hypothesis import strategies as st
 from kernel_calls import TINY, UNIT, Activations, Kernels, Record, gamma, load_kernels, outlined, padded
 from numpy.typing import NDArray
 
+from edgellm.graph import SWIGLU_LIMIT, SWIGLU_SLOPE
+from edgellm.kernels import activation
 from edgellm.kernels.records import ACTIVATION, ROPE, ROWS
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
-KINDS = ("silu", "gelu_tanh", "relu_squared", "add", "scale", "softcap")
+KINDS = (
+    "silu", "gelu_tanh", "gelu", "relu_squared", "sigmoid", "sigmoid_of_row", "swiglu_clamped", "add", "scale",
+    "softcap",
+)  # fmt: skip
+TWO_INPUTS = ("add", "swiglu_clamped")
 
 # The kernels' e^x: Cephes states a relative error of at most 1.7e-7 for the polynomial and its argument in float32
 # (Moshier, Cephes Mathematical Library, expf.c); one unit more for products that are not fused.
@@ -64,6 +72,24 @@ def exact(kind: str, a: Doubles, b: Doubles | None, factor: float) -> tuple[Doub
                 result = a / 2 * (1 + np.tanh(inner))
                 # The argument has eight roundings, and |y| (1 - tanh^2 y) < 0.45; 1 + tanh is rounded too.
                 error = np.abs(a) / 2 * (TANH + 0.45 * gamma(8) + 2 * UNIT) + 2 * UNIT * np.abs(result)
+            case "gelu":
+                phi = (1 + np.vectorize(math.erf)(a / np.sqrt(2))) / 2
+                result = a * phi
+                # The quotient's own error, and that of its argument, times the slope of the error function.
+                error = np.abs(a) / 2 * (5e-7 + gamma(3)) + 2 * UNIT * np.abs(result)
+            case "sigmoid":
+                result = 1 / (1 + np.exp(-a))
+                error = (EXPONENTIAL + 2 * UNIT) * result + 100 * TINY
+            case "sigmoid_of_row":
+                result = np.repeat(1 / (1 + np.exp(-a[:, :1])), a.shape[1], axis=1)
+                error = (EXPONENTIAL + 2 * UNIT) * result + 100 * TINY
+            case "swiglu_clamped":
+                assert b is not None
+                low, clipped = np.minimum(a, SWIGLU_LIMIT), np.clip(b, -SWIGLU_LIMIT, SWIGLU_LIMIT)
+                result = low / (1 + np.exp(-SWIGLU_SLOPE * low)) * (clipped + 1)
+                # The slope is rounded and its product: relative errors of e^-x of as much times x.
+                relative = EXPONENTIAL + gamma(6) + np.abs(2 * SWIGLU_SLOPE * low) * UNIT
+                return result, relative * (np.abs(result) + np.abs(low) * UNIT) + 100 * TINY
             case "relu_squared":
                 result = np.square(np.maximum(a, 0))
                 error = UNIT * result
@@ -98,13 +124,13 @@ def test_activations(
 ) -> None:  # fmt: skip
     generator = np.random.default_rng(seed)
     a = (generator.standard_normal((rows, width)) * magnitude).astype(np.float32)
-    b = generator.standard_normal((rows, width)).astype(np.float32) if gated or kind == "add" else None
+    b = generator.standard_normal((rows, width)).astype(np.float32) if gated or kind in TWO_INPUTS else None
     result = activate(kernels, kind, a, b, factor, threads)
     expected, error = exact(kind, a.astype(np.float64), None if b is None else b.astype(np.float64), factor)
     assert (np.abs(result - expected) <= error).all()
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "softcap"])
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "sigmoid", "softcap"])
 def test_functions_made_of_the_exponential_over_their_whole_range(kernels: Kernels, kind: str) -> None:
     """All float32 of either sign, 256 to an octave, and closely around the ends of the exponential's range."""
     bits = np.arange(0, 0x7F800000, 1 << 15, dtype=np.uint32)
@@ -119,10 +145,13 @@ def test_functions_made_of_the_exponential_over_their_whole_range(kernels: Kerne
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_number_shows(kernels: Kernels, kind: str) -> None:
     a = np.array([[np.nan, np.inf, 1.0, np.nan]], np.float32)
-    result = activate(kernels, kind, a, np.ones_like(a) if kind == "add" else None, factor=30.0)
+    if kind == "sigmoid_of_row":
+        assert np.isnan(activate(kernels, kind, a)).all()
+        return
+    result = activate(kernels, kind, a, np.ones_like(a) if kind in TWO_INPUTS else None, factor=30.0)
     assert np.isnan(result[0, [0, 3]]).all()
     assert np.isfinite(result[0, 2])
-    if kind != "softcap":  # which leads everything into its range
+    if kind not in ("softcap", "sigmoid", "swiglu_clamped"):  # which lead everything into its range
         assert not np.isfinite(result[0, 1])
     gate = activate(kernels, kind, np.ones_like(a), a, factor=30.0)
     assert np.isnan(gate[0, [0, 3]]).all()
@@ -215,3 +244,8 @@ def test_denormal_numbers_count_as_zero_in_a_plan_only(tier: str) -> None:
     kernels.call("activation.add", record)  # in this very thread, right after
     assert np.array_equal(output, small)
     assert np.array_equal(small * np.float32(2), np.full((1, 64), 2e-41, np.float32))
+
+
+def test_constants_are_those_of_the_graph() -> None:
+    """Which kernels do not import."""
+    assert (activation.SWIGLU_SLOPE, activation.SWIGLU_LIMIT) == (SWIGLU_SLOPE, SWIGLU_LIMIT)

@@ -6,6 +6,7 @@ Contexts are longer than windows (16 tokens) and than what rotary frequencies we
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import gguf
@@ -14,10 +15,12 @@ import pytest
 from batches import Sequences, whole_logits
 from numpy.typing import NDArray
 
-from edgellm.convert import convert
+from edgellm.convert import ConvertSettings, convert
 from edgellm.gguf import GGUFFile, open_gguf
-from edgellm.graph import Attention
+from edgellm.graph import Attention, Linear, Route, StackedLinear
 from edgellm.models import build_graph, known_architectures
+from edgellm.platforms.batch import Executor
+from edgellm.platforms.cpu import CPUExecutor
 from edgellm.platforms.reference import ReferenceExecutor
 from edgellm.weights import WeightStore
 
@@ -28,6 +31,8 @@ CHECKPOINTS = (
     "gpt2", "gpt_oss", "deepseek_v2", "deepseek_v3",
 )  # fmt: skip
 TOLERANCE = 1e-5  # of the largest logit; float32 itself leaves about 1e-6
+BACKENDS = {"reference": TOLERANCE, "cpu f32": TOLERANCE, "cpu f16": 1e-3}
+"""Executors, with the type of the cache: half precision alone leaves up to 6e-4."""
 
 
 def reference(shared: Path, name: str) -> dict[str, NDArray[np.float32]]:
@@ -35,12 +40,15 @@ def reference(shared: Path, name: str) -> dict[str, NDArray[np.float32]]:
         return {key: arrays[key] for key in arrays}
 
 
-def executor_of(file: GGUFFile, context_length: int | None = None) -> ReferenceExecutor:
-    return ReferenceExecutor(build_graph(file, context_length), WeightStore(file))
+def executor_of(file: GGUFFile, context_length: int | None = None, backend: str = "reference") -> Executor:
+    graph, weights = build_graph(file, context_length), WeightStore(file)
+    if backend == "reference":
+        return ReferenceExecutor(graph, weights)
+    return CPUExecutor(graph, weights, 2, backend.removeprefix("cpu "))
 
 
-def assert_close(got: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    assert np.abs(got - expected).max() <= TOLERANCE * np.abs(expected).max()
+def assert_close(got: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float = TOLERANCE) -> None:
+    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
 
 
 def context_for(name: str, key: str) -> int | None:
@@ -48,25 +56,29 @@ def context_for(name: str, key: str) -> int | None:
     return 32 if name == "phi3-longrope" and key == "b" else None
 
 
-@pytest.mark.parametrize("chunk", [512, 1, 37])
+@pytest.mark.parametrize("chunk", [256, 1, 37])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_logits_agree_with_the_original(shared: Path, converted: Converted, name: str, chunk: int) -> None:
+def test_logits_agree_with_the_original(
+    shared: Path, converted: Converted, name: str, backend: str, chunk: int
+) -> None:
     """In one pass, token by token, and in pieces."""
     arrays = reference(shared, name)
     with open_gguf(converted(name)) as file:
         for key in ("a", "b", "long"):
-            executor = executor_of(file, context_for(name, key))
-            assert_close(whole_logits(executor, arrays[f"ids_{key}"].tolist(), chunk), arrays[f"logits_{key}"])
+            with closing(executor_of(file, context_for(name, key), backend)) as executor:
+                logits = whole_logits(executor, arrays[f"ids_{key}"].tolist(), chunk)
+            assert_close(logits, arrays[f"logits_{key}"], BACKENDS[backend])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_sequences_of_unequal_lengths_in_one_batch(shared: Path, converted: Converted, name: str) -> None:
+def test_sequences_of_unequal_lengths_in_one_batch(shared: Path, converted: Converted, name: str, backend: str) -> None:
     arrays = reference(shared, name)
     keys = ("a", "long") if name == "phi3-longrope" else ("a", "b", "long")
     sequences = Sequences.of([arrays[f"ids_{key}"].tolist() for key in keys], shuffle=np.random.default_rng(3))
     parts: list[list[NDArray[np.float32]]] = [[] for _ in keys]
-    with open_gguf(converted(name)) as file:
-        executor = executor_of(file)
+    with open_gguf(converted(name)) as file, closing(executor_of(file, backend=backend)) as executor:
         executor.reserve(sequences.blocks)
         for counts in ((17, 5, 2), (1, 1, 40), (22, 7, 1), (0, 0, 53)):
             batch = sequences.take(*counts[: len(keys) - 1], counts[-1])
@@ -74,7 +86,7 @@ def test_sequences_of_unequal_lengths_in_one_batch(shared: Path, converted: Conv
             for number, part in enumerate(parts):
                 part.append(logits[batch.sequences == number].copy())
     for key, part in zip(keys, parts, strict=True):
-        assert_close(np.concatenate(part), arrays[f"logits_{key}"])
+        assert_close(np.concatenate(part), arrays[f"logits_{key}"], BACKENDS[backend])
 
 
 def test_every_architecture_has_a_checkpoint(converted: Converted) -> None:
@@ -85,17 +97,63 @@ def test_every_architecture_has_a_checkpoint(converted: Converted) -> None:
     assert set(known_architectures()) - names == {"bitnet", "bitnet-b1.58"}  # of which there is a trained model
 
 
-def test_bitnet_agrees_with_the_original(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["tq1_0", "tq2_0"])
+@pytest.mark.parametrize("backend", ["reference", "cpu f32"])
+def test_bitnet_agrees_with_the_original(shared: Path, tmp_path: Path, backend: str, kind: str) -> None:
     """Exactly, until the first activation falls on the other side of a rounding step; from then on nearly."""
     folder = shared / "models" / "bitnet-tiny"
-    convert(folder, tmp_path / "model.gguf")
-    with np.load(folder / "reference.npz") as arrays, open_gguf(tmp_path / "model.gguf") as file:
-        executor = executor_of(file)
-        short, long = (whole_logits(executor, arrays[f"ids_{key}"].tolist()) for key in "ba")
+    convert(folder, tmp_path / "model.gguf", ConvertSettings(type=kind))
+    with (
+        np.load(folder / "reference.npz") as arrays,
+        open_gguf(tmp_path / "model.gguf") as file,
+        closing(executor_of(file, backend=backend)) as executor,
+    ):
+        short, long = (whole_logits(executor, arrays[f"ids_{key}"].tolist(), 256) for key in "ba")
         assert_close(short, arrays["logits_b"])
         expected = arrays["logits_a"]
         assert np.sqrt(np.square(long - expected).mean() / np.square(expected).mean()) <= 1e-3
         assert_close(long[:9], expected[:9])
+
+
+def test_perplexity_of_bitnet(shared: Path, tmp_path: Path) -> None:
+    """Of the whole text, in windows, with the cache that users have."""
+    folder = shared / "models" / "bitnet-tiny"
+    convert(folder, tmp_path / "model.gguf", ConvertSettings(type="tq2_0"))
+    with np.load(folder / "reference.npz") as arrays, open_gguf(tmp_path / "model.gguf") as file:
+        windows = arrays["perplexity_ids"].reshape(-1, int(arrays["perplexity_window"]))
+        expected = float(arrays["perplexity"])
+        with closing(executor_of(file, backend="cpu f16")) as executor:
+            losses = [losses_of(whole_logits(executor, ids.tolist(), 256), ids) for ids in windows]
+    assert np.exp(np.mean(losses)) == pytest.approx(expected, rel=1e-3)
+
+
+def losses_of(logits: NDArray[np.float32], ids: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Minus the log-probability of each token after the first."""
+    wide = logits[:-1].astype(np.float64)
+    peak = wide.max(axis=1)
+    total = peak + np.log(np.exp(wide - peak[:, None]).sum(axis=1))
+    chosen: NDArray[np.float64] = total - wide[np.arange(len(ids) - 1), ids[1:]]
+    return chosen
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_quantized_weights_on_the_cpu(shared: Path, tmp_path: Path, name: str) -> None:
+    """Int8 activations err by 0.52 % at each product (see tests/platforms/test_cpu.py), independently of each other.
+
+    Where they change which expert is chosen, the rows that it concerns are off by more: a quarter at most.
+    """
+    convert(shared / "fixtures" / name, tmp_path / "model.gguf", ConvertSettings(type="q8_0"))
+    ids = reference(shared, name)["ids_a"].tolist()
+    with open_gguf(tmp_path / "model.gguf") as file:
+        expected = whole_logits(executor_of(file), ids, 256)
+        with closing(executor_of(file, backend="cpu f32")) as executor:
+            logits = whole_logits(executor, ids, 256)
+            products = sum(isinstance(op, Linear | StackedLinear) for op in executor.graph.operations)
+            routed = any(isinstance(op, Route) for op in executor.graph.operations)
+    errors = np.sqrt(np.square(logits - expected).mean(axis=1)) / expected.std()
+    bound = 0.0052 * np.sqrt(products)
+    assert np.quantile(errors, 0.75 if routed else 1.0) <= 2 * bound
+    assert np.sqrt(np.median(np.square(errors))) <= bound
 
 
 def with_keys_of_all_heads(path: Path, target: Path) -> None:

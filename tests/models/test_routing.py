@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from batches import Sequences
 
 from edgellm.gguf import GGUFFile, open_gguf
-from edgellm.graph import Linear, Route
+from edgellm.graph import Graph, Linear, Route, SelectRows, Value
 from edgellm.models import build_graph
+from edgellm.platforms.cpu import CPUExecutor
 from edgellm.platforms.reference import ReferenceExecutor
 from edgellm.weights import WeightStore
 
@@ -100,3 +102,31 @@ def test_experts_and_weights_are_those_of_the_original(
                 expected = ROUTERS[name](row, bias)
                 chosen = dict(zip(map(int, got[: route.chosen]), got[route.chosen :], strict=True))
                 assert chosen == pytest.approx(expected, rel=1e-4)
+
+
+def up_to(graph: Graph, route: Route) -> Graph:
+    """The graph whose result are the routes of all rows, in place of logits."""
+    before = graph.operations[: graph.operations.index(route) + 1]
+    out = Value("routes", route.out.width)
+    return Graph(
+        graph.architecture, (*before, SelectRows(out, route.out)), graph.cache, out, graph.context_length, out.width
+    )
+
+
+@pytest.mark.parametrize("name", list(ROUTERS))
+def test_the_cpu_chooses_the_same_experts(shared: Path, converted: Callable[[str], Path], name: str) -> None:
+    with np.load(shared / "fixtures" / name / "reference.npz") as arrays:
+        ids = arrays["ids_long"].tolist()
+    with open_gguf(converted(name)) as file:
+        graph = build_graph(file)
+        sequences = Sequences.of([ids])
+        reference = ReferenceExecutor(graph, WeightStore(file))
+        reference.reserve(sequences.blocks)
+        expected = reference.trace(sequences.take(len(ids)))
+        for route in (operation for operation in graph.operations if isinstance(operation, Route)):
+            with closing(CPUExecutor(up_to(graph, route), WeightStore(file), 2, "f32")) as executor:
+                executor.reserve(sequences.blocks)
+                got = executor.step(Sequences.of([ids]).take(len(ids)))
+                chosen = route.chosen
+                assert np.array_equal(got[:, :chosen], expected[route.out.name][:, :chosen])
+                assert got[:, chosen:] == pytest.approx(expected[route.out.name][:, chosen:], rel=1e-4)

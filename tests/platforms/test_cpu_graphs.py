@@ -7,6 +7,7 @@ buffer given back too soon, a wrong fusion or a missing barrier shows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from kernel_calls import load_kernels
 from numpy.typing import NDArray
 
-from edgellm.gguf import GGUFFile, open_gguf
+from edgellm.gguf import GGUFFile, TensorInfo, open_gguf
 from edgellm.graph import (
     Activation,
     Add,
@@ -26,14 +27,20 @@ from edgellm.graph import (
     CacheLayer,
     Embedding,
     Graph,
+    Join,
     Linear,
     Norm,
     Operation,
     Rope,
+    RoundRows,
+    Route,
     Scale,
     SelectRows,
+    Slice,
     SoftCap,
+    StackedLinear,
     Value,
+    WeightedSum,
 )
 from edgellm.platforms.cpu import CPUExecutor
 from edgellm.platforms.cpu_parts import MAX_OUTPUTS
@@ -45,7 +52,29 @@ VOCABULARY = 1024  # so that a buffer of logits for 16 rows is as large as one o
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 KINDS = (
     "linear", "norm", "head norm", "rope", "attention", "activation", "add", "residual", "residual", "scale", "softcap",
+    "some rows", "latent", "parts", "shared part", "mixture", "stack", "rounded", "gate",
 )  # fmt: skip
+STACK = "stack of "
+"""Before the name of a matrix (WIDTH, WIDTH): its rows as four matrices (16, WIDTH)."""
+
+
+class Stacks(WeightStore):
+    """Weights that can be read as stacks of matrices, too."""
+
+    def info(self, name: str) -> TensorInfo:
+        """With another shape for a stack."""
+        if not name.startswith(STACK):
+            return super().info(name)
+        return replace(super().info(name.removeprefix(STACK)), name=name, shape=(4, 16, WIDTH))
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        return super().raw(name.removeprefix(STACK))
+
+    def rows(self, name: str, ids: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        return super().rows(name.removeprefix(STACK), ids)
+
+    def release(self, name: str | None = None) -> None:
+        super().release(None if name is None else name.removeprefix(STACK))
 
 
 class GraphMaker:
@@ -65,7 +94,9 @@ class GraphMaker:
         chosen = self._new()
         self._append(SelectRows(chosen, self._values[-1]))
         self._values = [chosen]  # only what was chosen has the number of rows that is left
-        for kind in self._random.choice([kind for kind in KINDS if kind not in ("rope", "attention")], 3):
+        for kind in self._random.choice(
+            [kind for kind in KINDS if kind not in ("rope", "attention", "latent", "shared part")], 3
+        ):
             self._add(str(kind))
         normalized = self._new()
         self._append(Norm(normalized, self._values[-1], "output_norm.weight", 1e-5))
@@ -89,8 +120,54 @@ class GraphMaker:
     def _matrix(self) -> str:
         return f"blk.{self._random.integers(2)}.{self._random.choice(MATRICES)}.weight"
 
+    def _write(self, make: Callable[..., Operation], width: int, *fields: Any) -> Value:
+        """An operation whose result is not as wide as others, so that nothing picks it by chance."""
+        operation = make(Value(f"v{len(self._operations)}", width), *fields)
+        self._operations.append(operation)
+        return operation.out
+
+    def _add_several(self, kind: str, x: Value) -> None:
+        """Operations in a row that lead back to the common width."""
+        heads = int(self._random.choice([1, 2, 4]))
+        match kind:
+            case "some rows":
+                first = int(self._random.integers(0, WIDTH - 40))
+                bias = "blk.0.attn_norm.weight" if heads == 1 else None
+                half = self._write(Linear, 40, x, self._matrix(), bias, (first, first + 40))
+                rest = self._write(Linear, 24, self._pick(), self._matrix(), None, (0, 24))
+                self._append(Join(self._new(), half, rest, 1 if heads == 4 else heads))
+            case "parts":
+                a = self._write(Slice, WIDTH // 2, x, heads, 3)
+                b = self._write(Slice, WIDTH // 2, self._pick(), heads, 0)
+                self._append(Join(self._new(), a, b, heads))
+            case "shared part":
+                a = self._write(Slice, WIDTH // 2, x, 4, 8)
+                b = self._write(Slice, 8, x, 1, 5)
+                turned = self._write(Rope, 8, b, 1, (1.0, 0.5, 0.2, 0.1), True)
+                self._append(Join(self._new(), a, turned, 4, True))
+            case "latent":
+                self._cache.append(CacheLayer(1, 16, 8, values_in_keys=True))
+                key = self._write(Slice, 16, self._pick(), 1, 20)
+                seen = self._write(Attention, 32, x, key, None, len(self._cache) - 1, 4, 1, 0.25)
+                self._append(Join(self._new(), seen, self._write(Slice, 32, x, 4, 0), 4))
+            case "mixture":
+                logits = self._write(Linear, 4, x, self._matrix(), None, (7, 11))
+                route = self._write(Route, 8, logits, 4, "softmax", True)
+                parts = self._new()
+                self._append(StackedLinear(parts, x, STACK + self._matrix(), 4, True, route))
+                mixed = self._write(WeightedSum, 16, parts, route)
+                if heads == 4:
+                    mixed = self._write(Add, 16, self._write(Slice, 16, x, 1, 9), mixed)
+                self._append(Join(self._new(), mixed, self._write(Slice, 48, x, 1, 16), 1))
+            case _:
+                gate = self._write(Linear, 1, x, self._matrix(), None, (heads, heads + 1))
+                self._append(Activation(self._new(), gate, self._pick(), "sigmoid"))
+
     def _add(self, kind: str) -> None:
         out, x = self._new(), self._pick()
+        if kind in ("some rows", "parts", "shared part", "latent", "mixture", "gate"):
+            self._add_several(kind, x)
+            return
         chance = self._random.random()
         match kind:
             case "linear":
@@ -107,8 +184,12 @@ class GraphMaker:
                 operation = Rope(out, x, 4, tuple(0.5**i for i in range(pairs)), bool(chance < 0.5))
             case "attention":
                 operation = self._attention(out)
+            case "stack":
+                operation = StackedLinear(out, x, STACK + self._matrix(), 4, True)
+            case "rounded":
+                operation = RoundRows(out, x)
             case "activation":
-                name: Any = str(self._random.choice(["silu", "gelu_tanh"]))
+                name: Any = str(self._random.choice(["silu", "gelu_tanh", "gelu", "sigmoid"]))
                 operation = Activation(out, x, self._pick() if chance < 0.5 else None, name)
             case "residual":
                 branch = Linear(out, x, self._matrix()) if chance < 0.5 else Norm(out, x, None, 1e-5, heads=1)
@@ -169,7 +250,7 @@ def in_order(executor: CPUExecutor, order: list[int]) -> None:
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 25), order=st.permutations([0, 1, 2]))
 def test_any_graph(weights: GGUFFile, seed: int, count: int, order: list[int]) -> None:
     graph = GraphMaker(seed).make(count)
-    store = WeightStore(weights)
+    store = Stacks(weights)
     expected = run(ReferenceExecutor(graph, store, "float64"))
     executor = CPUExecutor(graph, store, 3)
     try:
