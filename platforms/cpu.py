@@ -35,6 +35,7 @@ from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
 from edgellm.platforms.features import physical_cores
+from edgellm.platforms.idle_cores import IdleCores
 from edgellm.platforms.team_size import TeamSize
 from edgellm.platforms.threads import KERNELS as TEAM_KERNELS
 from edgellm.platforms.threads import ThreadTeam
@@ -111,7 +112,7 @@ class CPUExecutor:
             names |= pack_kernels(kind)
         library = KernelLibrary(current_target(), kernels_folder(), self._progress)
         self._addresses = library.load(sorted(names))
-        self._size = TeamSize(self.threads, adapt=self._adapt)
+        self._size = TeamSize(self.threads, self._adapt, IdleCores())
         self._team = ThreadTeam(self._addresses, self.threads, keep_alive=library)
 
     def _run_kernel(self, name: str, record: Int64Array) -> None:
@@ -246,11 +247,10 @@ class CPUExecutor:
             self._check_open()
             self._take(batch)
             begin = time.perf_counter()
-            self._team.run(self._body, self._size.threads)
+            self._waited = self._team.run(self._body, self._size.threads)
             logits = self._run_head(batch.outputs)
-            if len(batch.tokens) == 1:  # only these are alike enough to be compared
-                now = time.perf_counter()
-                self._size.note(now - begin, now)
+            now = time.perf_counter()
+            self._size.note(len(batch.tokens), now - begin, self._waited, now)
             return logits
 
     def _run_head(self, outputs: NDArray[np.int32]) -> Float32Array:
@@ -266,7 +266,7 @@ class CPUExecutor:
     def _run_outputs(self, outputs: NDArray[np.int32]) -> Float32Array:
         self._inputs.chosen[: len(outputs)] = outputs
         self._inputs.outputs[0] = len(outputs)
-        self._team.run(self._head, self._size.threads)
+        self._waited += self._team.run(self._head, self._size.threads)
         return self._logits[: len(outputs)]
 
     def _take(self, batch: Batch) -> None:
