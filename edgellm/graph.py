@@ -211,7 +211,7 @@ class StackedLinear:
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """``out = sum over j of weight_j * x_j``, over the equal parts of ``x`` and the weights in ``route`` (of a Route)."""
+    """``out = sum over j of weight_j * x_j``, with ``x`` in equal parts and the weights of ``route``, a Route's out."""
 
     out: Value
     x: Value

@@ -6,7 +6,7 @@ The record is that of `edgellm.kernels.matmul`; ``blocks`` counts single columns
 from __future__ import annotations
 
 from edgellm.kernels.matmul import ROW_BLOCK, store_result, store_tile
-from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
     broadcast_float,
@@ -23,6 +23,9 @@ from edgellm.kernels.simd import (
 )
 
 TILE = 4
+
+
+VARIANTS = tuple(sorted(FLOAT_FORMATS))
 
 
 def kernel(name):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from numba.core import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.products import dot4_ir, lookup16
 from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
@@ -43,7 +43,7 @@ from edgellm.kernels.simd import (
 
 TILE = 4  # activation rows that share one unpacking of the weights
 ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all weights pass
-PREFETCH = 6144  # bytes ahead
+PREFETCH = 16384  # bytes ahead
 VALUES_PER_SCALE = 16  # bytes of scales per 32 activations: scale, sum, sum of each half
 
 
@@ -359,6 +359,9 @@ def store_tile(tile, output, stride, bias, accumulate):
     store_result(tile[1], output + stride, bias, accumulate)
     store_result(tile[2], output + 2 * stride, bias, accumulate)
     store_result(tile[3], output + 3 * stride, bias, accumulate)
+
+
+VARIANTS = tuple(f"{name}{fine}" for name in FORMATS if name not in FLOAT_FORMATS for fine in ("", "_fine"))
 
 
 def kernel(variant):

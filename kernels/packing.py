@@ -6,8 +6,8 @@ A group holds first the codes of all blocks, then the scales of all blocks:
   bytes are those of the file, so unpacking a vector gives the same four values of 16 rows.
 - scales: for each scale of a block, 16 lanes of half precision or of bytes.
 
-Rows beyond the last are zero. Nothing is rounded: what a packed weight means is bit for bit what the file says, but
-for the types in `CONVERSIONS`, which no kernel reads and which become Q8_0 or F32.
+Rows beyond the last have scales of zero. Nothing is rounded: what a packed weight means is bit for bit what the file
+says, but for the types in `CONVERSIONS`, which no kernel reads and which become Q8_0 or F32.
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ FLOAT_FORMATS = frozenset({"f32", "f16", "bf16"})
 
 @dataclass(frozen=True)
 class Section:
-    """Bytes of a file's block that are interleaved as they are: ``count`` elements of ``size`` bytes.
+    """Bytes of a file's block that are interleaved: ``count`` elements of ``size`` bytes, as they are.
 
     ``to_scales`` says whether they go to the block's scales or to its codes, ``target`` where there. ``flip`` is
-    exclusive-ored to every four bytes.
+    exclusive-ored to every four bytes. ``unpack`` names what `edgellm.kernels.pack` does where the file holds them in
+    a tighter form; count and size are then of no account.
     """
 
     source: int
@@ -78,15 +79,7 @@ class Section:
     size: int = 4
     to_scales: bool = False
     flip: int = 0
-
-
-@dataclass(frozen=True)
-class Scales:
-    """Small scales that are unpacked on the way: ``unpack(blocks (n, block bytes)) -> (n, count) bytes``."""
-
-    unpack: Callable[[Bytes], Bytes]
-    target: int
-    to_scales: bool = True
+    unpack: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,50 +89,14 @@ class Recipe:
     format: str
     block_bytes: int
     sections: tuple[Section, ...]
-    scales: tuple[Scales, ...] = ()
 
 
 def _half(source: int, target: int) -> Section:
     return Section(source, 1, target, size=2, to_scales=True)
 
 
-def _k4_scales(blocks: Bytes) -> Bytes:
-    """Eight 6-bit scales and eight 6-bit minimums in 12 bytes -> (n, 16): the upper two bits of the last four of each
-    lie in the upper bits of the first eight bytes."""
-    packed = blocks[:, 4:16]
-    low, high, mixed = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([low & 63, (mixed & 15) | ((low >> 6) << 4)], axis=1)
-    minimums = np.concatenate([high & 63, (mixed >> 4) | ((high >> 6) << 4)], axis=1)
-    return np.concatenate([scales, minimums], axis=1)
-
-
-def _k3_scales(blocks: Bytes) -> Bytes:
-    """Sixteen 6-bit scales in 12 bytes, minus 32 -> (n, 16) signed bytes."""
-    packed = blocks[:, 96:108]
-    low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
-    shifts = np.repeat(np.array([0, 2, 4, 6], np.uint8), 4)
-    high = (np.tile(packed[:, 8:12], (1, 4)) >> shifts) & 3
-    scales: Bytes = (low | (high << 4)) - np.uint8(32)
-    return scales
-
-
-def _iq4_xs_scales(blocks: Bytes) -> Bytes:
-    """Eight 6-bit scales, 4 bits in bytes 4-7 and 2 bits in bytes 2-3, minus 32 -> (n, 8) signed bytes."""
-    low = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=2).reshape(-1, 8)
-    shifts = np.array([0, 2, 4, 6], np.uint8)
-    high = np.concatenate([(blocks[:, 2:3] >> shifts) & 3, (blocks[:, 3:4] >> shifts) & 3], axis=1)
-    scales: Bytes = (low | (high << 4)) - np.uint8(32)
-    return scales
-
-
-def _fifth_bits(first: int) -> Callable[[Bytes], Bytes]:
-    """The 32 fifth bits (one integer, bit k for value k) -> 4 bytes, bit j of byte b for value 4 j + b."""
-
-    def unpack(blocks: Bytes) -> Bytes:
-        bits = np.unpackbits(blocks[:, first : first + 4], axis=1, bitorder="little").reshape(-1, 8, 4)
-        return np.packbits(bits.transpose(0, 2, 1), axis=2, bitorder="little").reshape(-1, 4)
-
-    return unpack
+def _small_scales(source: int, target: int, unpack: str = "") -> Section:
+    return Section(source, 16, target, size=1, to_scales=True, unpack=unpack)
 
 
 _FIFTH = 256  # where the fifth bits lie among the codes of q5 and q5m
@@ -150,21 +107,17 @@ RECIPES: Mapping[str, Recipe] = {
     "Q8_0": Recipe("q8", 34, (Section(2, 8, 0, flip=0x80808080), _half(0, 0))),
     "Q4_0": Recipe("q4", 18, (Section(2, 4, 0), _half(0, 0))),
     "Q4_1": Recipe("q4m", 20, (Section(4, 4, 0), _half(0, 0), _half(2, 32))),
-    "Q5_0": Recipe("q5", 22, (Section(6, 4, 0), _half(0, 0)), (Scales(_fifth_bits(2), _FIFTH, to_scales=False),)),
-    "Q5_1": Recipe(
-        "q5m", 24, (Section(8, 4, 0), _half(0, 0), _half(2, 32)), (Scales(_fifth_bits(4), _FIFTH, to_scales=False),)
-    ),
+    "Q5_0": Recipe("q5", 22, (Section(6, 4, 0), Section(2, 1, _FIFTH, unpack="fifth"), _half(0, 0))),
+    "Q5_1": Recipe("q5m", 24, (Section(8, 4, 0), Section(4, 1, _FIFTH, unpack="fifth"), _half(0, 0), _half(2, 32))),
     "IQ4_NL": Recipe("iq4", 18, (Section(2, 4, 0), _half(0, 0))),
-    "Q2_K": Recipe("k2", 84, (Section(16, 16, 0), _half(80, 0), _half(82, 32)), (Scales(lambda b: b[:, :16], 64),)),
-    "Q3_K": Recipe("k3", 110, (Section(32, 16, 0), Section(0, 8, 1024), _half(108, 0)), (Scales(_k3_scales, 64),)),
-    "Q4_K": Recipe("k4", 144, (Section(16, 32, 0), _half(0, 0), _half(2, 32)), (Scales(_k4_scales, 64),)),
+    "Q2_K": Recipe("k2", 84, (Section(16, 16, 0), _half(80, 0), _half(82, 32), _small_scales(0, 64))),
+    "Q3_K": Recipe("k3", 110, (Section(32, 16, 0), Section(0, 8, 1024), _half(108, 0), _small_scales(96, 64, "k3"))),
+    "Q4_K": Recipe("k4", 144, (Section(16, 32, 0), _half(0, 0), _half(2, 32), _small_scales(4, 64, "k4"))),
     "Q5_K": Recipe(
-        "k5", 176, (Section(48, 32, 0), Section(16, 8, 2048), _half(0, 0), _half(2, 32)), (Scales(_k4_scales, 64),)
+        "k5", 176, (Section(48, 32, 0), Section(16, 8, 2048), _half(0, 0), _half(2, 32), _small_scales(4, 64, "k4"))
     ),
-    "Q6_K": Recipe(
-        "k6", 210, (Section(0, 32, 0), Section(128, 16, 2048), _half(208, 0)), (Scales(lambda b: b[:, 192:208], 64),)
-    ),
-    "IQ4_XS": Recipe("iq4x", 136, (Section(8, 32, 0), _half(0, 0)), (Scales(_iq4_xs_scales, 32),)),
+    "Q6_K": Recipe("k6", 210, (Section(0, 32, 0), Section(128, 16, 2048), _half(208, 0), _small_scales(192, 64))),
+    "IQ4_XS": Recipe("iq4x", 136, (Section(8, 32, 0), _half(0, 0), _small_scales(2, 32, "iq4_xs"))),
     "TQ2_0": Recipe("t2", 66, (Section(0, 16, 0), _half(64, 0))),
 }
 
@@ -229,7 +182,15 @@ def to_q8_0(values: NDArray[np.float32], largest: tuple[int, ...]) -> Bytes:
 
 def aligned_empty(size: int, alignment: int = 64) -> Bytes:
     """Uninitialised bytes whose address is a multiple of ``alignment``."""
-    memory = np.empty(size + alignment, np.uint8)
+    return _aligned(np.empty(size + alignment, np.uint8), size, alignment)
+
+
+def aligned_zeros(size: int, alignment: int = 64) -> Bytes:
+    """The same, all zero; takes physical memory only where it is written to."""
+    return _aligned(np.zeros(size + alignment, np.uint8), size, alignment)
+
+
+def _aligned(memory: Bytes, size: int, alignment: int) -> Bytes:
     start = -memory.ctypes.data % alignment
     return memory[start : start + size]
 
@@ -254,58 +215,44 @@ class PackedMatrix:
         return self.columns // self.format.values
 
 
-def write_scales(matrix: PackedMatrix, raw: Bytes, recipe: Recipe, scales: Scales) -> None:
-    """Unpack small scales of all blocks and interleave them into the packed matrix."""
-    layout, blocks, groups = matrix.format, matrix.blocks, matrix.groups
-    grouped = matrix.data.reshape(groups, -1)
-    if scales.to_scales:
-        region = grouped[:, blocks * layout.code_bytes :][:, : blocks * layout.scale_bytes]
-        area = np.lib.stride_tricks.as_strided(
-            region, (groups, blocks, layout.scale_bytes), (grouped.strides[0], layout.scale_bytes, 1)
-        )
-    else:
-        area = np.lib.stride_tricks.as_strided(
-            grouped, (groups, blocks, layout.code_bytes), (grouped.strides[0], layout.code_bytes, 1)
-        )
-    chunk = max(1, (1 << 22) // max(1, raw.shape[1] * LANES))  # groups at a time: bounds the copies in memory
-    for first in range(0, groups, chunk):
-        part = raw[first * LANES : (first + chunk) * LANES]
-        small = scales.unpack(part.reshape(-1, recipe.block_bytes))
-        count = small.shape[1]
-        padded = -len(part) % LANES
-        small = small.reshape(len(part), blocks, count)
-        if padded:
-            small = np.concatenate([small, np.zeros((padded, blocks, count), np.uint8)])
-        lanes = small.reshape(-1, LANES, blocks, count)
-        # To the scales: one vector of 16 bytes for each; to the codes: ``count`` bytes per lane.
-        lanes = lanes.transpose(0, 2, 3, 1) if scales.to_scales else lanes.transpose(0, 2, 1, 3)
-        target = area[first : first + chunk, :, scales.target : scales.target + LANES * count]
-        target[...] = lanes.reshape(target.shape)
-
-
 Run = Callable[[str, NDArray[np.int64]], None]
 """Runs a kernel by name on a record, on all threads."""
 
 
-def _run_section(matrix: PackedMatrix, raw: Bytes, recipe: Recipe, section: Section, run: Run) -> None:
-    layout, blocks = matrix.format, matrix.blocks
-    start = section.target + (blocks * layout.code_bytes if section.to_scales else 0)
-    zero = np.zeros(1, np.int64)
-    record = np.array(
-        [
-            raw.ctypes.data, raw.strides[0], matrix.rows, matrix.groups, blocks, recipe.block_bytes, section.source,
-            section.count, matrix.data.ctypes.data + start, layout.group_bytes(blocks),
-            layout.scale_bytes if section.to_scales else layout.code_bytes, section.flip, zero.ctypes.data,
-        ],
-        np.int64,
-    )  # fmt: skip
-    run("pack.words" if section.size == 4 else "pack.halves", record)
+@dataclass(frozen=True)
+class PackCall:
+    """A kernel call that packs some groups of rows; ``source`` is kept, whose address stands in the record."""
+
+    kernel: str
+    record: NDArray[np.int64]
+    source: Bytes
+
+
+def pack_calls(raw: Bytes, type_name: str, columns: int, target: Bytes) -> list[PackCall]:
+    """What packs rows ``raw`` (rows, bytes) into ``target``; the calls may run in any order and at once."""
+    recipe = RECIPES[type_name]
+    layout = FORMATS[recipe.format]
+    blocks = columns // layout.values
+    group_bytes = layout.group_bytes(blocks)
+    whole = len(raw) // LANES
+    parts = [(raw, whole, target.ctypes.data)] if whole else []
+    if len(raw) > whole * LANES:  # the kernels know whole groups only
+        last = np.zeros((LANES, raw.shape[1]), np.uint8)
+        last[: len(raw) - whole * LANES] = raw[whole * LANES :]
+        parts.append((last, 1, target.ctypes.data + whole * group_bytes))
+    return [
+        PackCall(
+            f"pack.{type_name}",
+            np.array([source.ctypes.data, source.strides[0], groups, blocks, address, group_bytes], np.int64),
+            source,
+        )
+        for source, groups, address in parts
+    ]
 
 
 def pack_kernels(type_name: str) -> set[str]:
     """Names of the kernels that `pack_matrix` runs for a tensor type."""
-    recipe = RECIPES[packed_type(type_name)]
-    return {"pack.words" if section.size == 4 else "pack.halves" for section in recipe.sections}
+    return {f"pack.{packed_type(type_name)}"}
 
 
 def packed_type(type_name: str) -> str:
@@ -341,8 +288,6 @@ def pack_matrix(
     if blocks * layout.values != columns or raw.shape != (rows, blocks * recipe.block_bytes):
         raise ValueError(f"{rows} rows of {columns} {type_name} values do not fit {raw.shape} bytes")
     matrix = PackedMatrix(layout, rows, columns, allocate(packed_bytes(type_name, rows, columns)))
-    for section in recipe.sections:
-        _run_section(matrix, raw, recipe, section, run)
-    for scales in recipe.scales:
-        write_scales(matrix, raw, recipe, scales)
+    for call in pack_calls(raw, type_name, columns, matrix.data):
+        run(call.kernel, call.record)
     return matrix

@@ -40,17 +40,10 @@ PACK = _record(
     "Pack",
     "source",  # address of the first row's bytes in the file
     "source_stride",  # bytes from row to row
-    "rows",
-    "groups",
-    "blocks",
-    "block_bytes",  # of the file
-    "source_offset",  # in the file's block
-    "count",  # elements to move per row and block
-    "target",  # address of the first block's place in the first group
+    "groups",  # of 16 rows
+    "blocks",  # in a row
+    "target",  # address of the first group
     "group_bytes",
-    "target_block_bytes",
-    "flip",  # exclusive-ored to each element (words only)
-    "zero",  # address of four zero bytes, read for rows that do not exist
 )
 
 

@@ -133,6 +133,9 @@ def _wait_for_work(team, thread, seen):
         waited += 1
 
 
+VARIANTS = ("run", "work", "start")
+
+
 def kernel(variant):
     """``run(team, thread, threads)``: one plan. ``start(team, threads, chunks)``: the workers begin with the plan.
     ``work(team, thread, seen)``: plans until the team is closed (returns -1), or, without futexes, until none comes

@@ -1,219 +1,28 @@
-"""The building blocks of architectures: a builder that writes operations down, and the blocks most models share."""
+"""The building blocks that most architectures share: attention, feed-forward, experts, rotary frequencies."""
 
 from __future__ import annotations
-
-import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.errors import CorruptFileError, InvalidSettingError, UnsupportedModelError
-from edgellm.graph import (
-    Activation,
-    ActivationKind,
-    Add,
-    Attention,
-    CacheLayer,
-    Embedding,
-    Graph,
-    Linear,
-    Norm,
-    NormKind,
-    Operation,
-    Rope,
-    Scale,
-    SelectRows,
-    SoftCap,
-    Value,
-)
-from edgellm.models.parameters import Parameters
+from edgellm.errors import CorruptFileError, UnsupportedModelError
+from edgellm.graph import ActivationKind, NormKind, ScoreKind, Value
+from edgellm.models.builder import LONGEST_CONTEXT, OperationWriter
 from edgellm.models.rope import RopeTable, longrope_magnitude, plain_rope, yarn_rope
 
-if TYPE_CHECKING:
-    from edgellm.gguf import GGUFFile
-
-MOST_LAYERS = 1024
-LONGEST_CONTEXT = 2**31 - 1  # positions are int32
 FASTEST_FREQUENCY = 1e4  # radians per token; the methods give at most about 1
-
-_IGNORED_TENSORS = re.compile(
-    r"rope_freqs\.weight|rope_factors_(long|short)\.weight|blk\.\d+\.attn_rot_embd(\.weight)?"
-)
-"""Tables of rotary frequencies: an architecture that needs them asks for them."""
+GATING: dict[int, tuple[ScoreKind, bool]] = {1: ("softmax", False), 2: ("sigmoid", False), 3: ("softmax", True)}
+"""Scores and whether they are always normalized, by ``expert_gating_func``; 3 is the softmax of the chosen alone."""
 
 
-class GraphBuilder:
-    """Writes a model down operation by operation, checking that every weight exists and has the shape its use implies.
+class GraphBuilder(OperationWriter):
+    """What an architecture is described on: the operations, and blocks of several that read the file's keys.
 
     Weights are named without their ending: ``"blk.0.attn_q"`` stands for ``blk.0.attn_q.weight`` and, where there
     is one, ``blk.0.attn_q.bias``. The attributes hold the hyper-parameters that nearly all architectures share.
     """
 
-    def __init__(self, file: GGUFFile, architecture: str, context_length: int | None = None) -> None:
-        self._file = file
-        self._operations: list[Operation] = []
-        self._cache: dict[int, CacheLayer] = {}
-        self._names: set[str] = set()
-        self._used_tensors: set[str] = set()
-        self.architecture = architecture
-        self.parameters = Parameters(file.metadata, architecture)
-        self._read_shape(context_length)
-
-    def _read_shape(self, context_length: int | None) -> None:
-        read = self.parameters
-        self.layers = read.integer("block_count", maximum=MOST_LAYERS)
-        self.width = read.integer("embedding_length")
-        self.vocabulary_size = self._embedding_rows("token_embd")
-        self.heads = read.per_layer("attention.head_count", self.layers)
-        self.kv_heads = read.per_layer("attention.head_count_kv", self.layers, default=self.heads)
-        for heads, kv_heads in zip(self.heads, self.kv_heads, strict=True):
-            if heads % kv_heads:
-                raise CorruptFileError(f"{heads} attention heads cannot be shared out to {kv_heads} key-value heads")
-        self.key_dim = read.integer("attention.key_length", default=self._head_dim())
-        self.value_dim = read.integer("attention.value_length", default=self._head_dim())
-        self.epsilon = read.real("attention.layer_norm_rms_epsilon", default=1e-5, maximum=0.1)
-        own = read.integer("context_length", maximum=LONGEST_CONTEXT)
-        if context_length is not None and not 1 <= context_length <= own:
-            raise InvalidSettingError(
-                f"a context of {context_length} tokens was asked for, this model's holds {own}", f"choose 1 to {own}"
-            )
-        self.model_context_length = own
-        self.context_length = own if context_length is None else context_length
-
-    def _head_dim(self) -> int:
-        heads = self.heads[0]
-        if self.width % heads and not self.parameters.has("attention.key_length"):
-            raise CorruptFileError(f"an embedding of {self.width} cannot be shared out to {heads} attention heads")
-        return self.width // heads
-
-    def _embedding_rows(self, name: str) -> int:
-        info = self._file.tensors.get(f"{name}.weight")
-        if info is None:
-            raise CorruptFileError(f"tensor {name}.weight is missing", "fetch or convert the model again")
-        if len(info.shape) != 2 or info.shape[0] < 1:
-            raise CorruptFileError(f"tensor {name}.weight has shape {info.shape}, expected (vocabulary, {self.width})")
-        return info.shape[0]
-
-    # Weights
-
-    def has(self, tensor: str) -> bool:
-        """Whether the file has a tensor of this full name."""
-        return tensor in self._file.tensors
-
-    def tensor(self, name: str, *shape: int) -> str:
-        """The full name ``name`` again, after checking that the file has it in this shape."""
-        info = self._file.tensors.get(name)
-        if info is None:
-            raise CorruptFileError(f"tensor {name} is missing", "fetch or convert the model again")
-        if info.shape != shape:
-            raise CorruptFileError(f"tensor {name} has shape {info.shape}, {self.architecture} expects {shape}")
-        self._used_tensors.add(name)
-        return name
-
-    def numbers(self, name: str, *shape: int) -> NDArray[np.float32]:
-        """The values of a small tensor that the graph itself depends on, all of them finite."""
-        values = self._file.decode(self.tensor(name, *shape))
-        if not np.isfinite(values).all():
-            raise CorruptFileError(f"tensor {name} has values that are not finite")
-        return values
-
-    def _value(self, name: str, width: int) -> Value:
-        unique, count = name, 1
-        while unique in self._names:
-            count += 1
-            unique = f"{name}#{count}"
-        self._names.add(unique)
-        return Value(unique, width)
-
-    # Operations: each writes one down and returns its result
-
-    def embedding(self, weight: str = "token_embd", scale: float = 1.0) -> Value:
-        """Look the tokens up: (rows, width)."""
-        out = self._value(weight, self.width)
-        self._operations.append(
-            Embedding(out, self.tensor(f"{weight}.weight", self.vocabulary_size, self.width), scale)
-        )
-        return out
-
-    def norm(self, x: Value, weight: str, heads: int = 1, kind: NormKind = "rms") -> Value:
-        """Normalize rows, or each of ``heads`` parts of a row by itself."""
-        part = x.width // heads
-        out = self._value(weight, x.width)
-        bias = self.tensor(f"{weight}.bias", part) if kind == "layer" and self.has(f"{weight}.bias") else None
-        name = self.tensor(f"{weight}.weight", part)
-        self._operations.append(Norm(out, x, name, self.epsilon, kind, bias, heads))
-        return out
-
-    def linear(self, x: Value, weight: str, width: int, bias: bool | None = None) -> Value:
-        """Multiply by a weight of (width, x.width); ``bias=None`` adds the file's bias if it has one."""
-        out = self._value(weight, width)
-        name = self.tensor(f"{weight}.weight", width, x.width)
-        with_bias = self.has(f"{weight}.bias") if bias is None else bias
-        bias_name = self.tensor(f"{weight}.bias", width) if with_bias else None
-        self._operations.append(Linear(out, x, name, bias_name))
-        return out
-
-    def rope(self, x: Value, heads: int, table: RopeTable) -> Value:
-        """Turn each head by its position."""
-        out = self._value(f"{x.name}.rope", x.width)
-        self._operations.append(Rope(out, x, heads, table.frequencies, table.interleaved, table.magnitude))
-        return out
-
-    def attention(
-        self,
-        q: Value,
-        k: Value,
-        v: Value,
-        layer: int,
-        scale: float | None = None,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: str | None = None,
-    ) -> Value:
-        """Causal attention with the layer's cache; ``scale`` defaults to ``key_dim ** -0.5``."""
-        heads, kv_heads = self.heads[layer], self.kv_heads[layer]
-        key_dim, value_dim = k.width // kv_heads, v.width // kv_heads
-        if window is not None and window >= self.context_length:
-            window = None  # never reached
-        out = self._value(f"blk.{layer}.attention", heads * value_dim)
-        factor = key_dim**-0.5 if scale is None else scale
-        sink_tensor = None if sinks is None else self.tensor(sinks, heads)
-        self._cache[layer] = CacheLayer(kv_heads, key_dim, value_dim, window)
-        self._operations.append(Attention(out, q, k, v, layer, heads, kv_heads, factor, window, softcap, sink_tensor))
-        return out
-
-    def activation(self, kind: ActivationKind, gate: Value, up: Value | None = None) -> Value:
-        """``kind(gate) * up``."""
-        out = self._value(f"{gate.name}.{kind}", gate.width)
-        self._operations.append(Activation(out, gate, up, kind))
-        return out
-
-    def add(self, a: Value, b: Value) -> Value:
-        """``a + b``."""
-        out = self._value(f"{b.name}.sum", a.width)
-        self._operations.append(Add(out, a, b))
-        return out
-
-    def scale(self, x: Value, factor: float) -> Value:
-        """``x * factor``."""
-        out = self._value(f"{x.name}.scaled", x.width)
-        self._operations.append(Scale(out, x, factor))
-        return out
-
-    def softcap(self, x: Value, cap: float) -> Value:
-        """``cap * tanh(x / cap)``."""
-        out = self._value(f"{x.name}.capped", x.width)
-        self._operations.append(SoftCap(out, x, cap))
-        return out
-
-    def select_rows(self, x: Value) -> Value:
-        """Keep the rows whose logits are wanted."""
-        out = self._value(f"{x.name}.selected", x.width)
-        self._operations.append(SelectRows(out, x))
-        return out
-
-    # Blocks that most architectures share
+    # Attention
 
     def window(self) -> int | None:
         """The file's sliding window in tokens; None where it has none."""
@@ -230,16 +39,145 @@ class GraphBuilder:
         period = self.parameters.integer(key, default=period)
         return tuple((layer + 1) % period != 0 for layer in range(self.layers))
 
+    def query_key_value(self, x: Value, layer: int, bias: bool | None = None) -> tuple[Value, Value, Value]:
+        """The three projections, from matrices of their own or from one that holds all three."""
+        block, kv_heads = f"blk.{layer}", self.kv_heads[layer]
+        widths = (self.heads[layer] * self.key_dim, kv_heads * self.key_dim, kv_heads * self.value_dim)
+        if self.has(f"{block}.attn_qkv.weight"):
+            name, rows = f"{block}.attn_qkv", sum(widths)
+            firsts = (0, widths[0], widths[0] + widths[1])
+            q, k, v = (
+                self.linear(x, name, width, bias, (first, rows)) for width, first in zip(widths, firsts, strict=True)
+            )
+        else:
+            names = (f"{block}.attn_q", f"{block}.attn_k", f"{block}.attn_v")
+            q, k, v = (self.linear(x, name, width, bias) for name, width in zip(names, widths, strict=True))
+        return q, k, v
+
+    def query_key_norm(self, x: Value, weight: str, heads: int) -> Value:
+        """Norm of each head or, where the weight is as wide as that, of the whole row."""
+        whole = self.shape(f"{weight}.weight") == (x.width,)
+        return self.norm(x, weight, 1 if whole else heads)
+
+    def self_attention(
+        self,
+        x: Value,
+        layer: int,
+        rope: RopeTable | None,
+        bias: bool | None = None,
+        query_key_norm: bool = False,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: str | None = None,
+    ) -> Value:
+        """Grouped-query attention (Ainslie et al. 2023) from projection to projection; ``bias`` is that of q, k, v."""
+        block, heads, kv_heads = f"blk.{layer}", self.heads[layer], self.kv_heads[layer]
+        q, k, v = self.query_key_value(x, layer, bias)
+        if query_key_norm:
+            q = self.query_key_norm(q, f"{block}.attn_q_norm", heads)
+            k = self.query_key_norm(k, f"{block}.attn_k_norm", kv_heads)
+        if rope is not None:
+            q, k = self.rope(q, heads, rope), self.rope(k, kv_heads, rope)
+        seen = self.attention(q, k, v, layer, scale, window, softcap, sinks)
+        return self.linear(seen, f"{block}.attn_output", self.width)
+
+    # Feed-forward
+
+    def feed_forward(self, x: Value, layer: int, kind: ActivationKind, gated: bool = True) -> Value:
+        """``down(kind(gate(x)) * up(x))`` (Shazeer 2020), or ``down(kind(up(x)))`` if it is not ``gated``.
+
+        Without a matrix of its own, the gate is the first half of up's rows.
+        """
+        block, width = f"blk.{layer}", self.parameters.per_layer("feed_forward_length", self.layers)[layer]
+        if not gated:
+            active = self.activation(kind, self.linear(x, f"{block}.ffn_up", width))
+        elif not self.has(f"{block}.ffn_gate.weight") and self.shape(f"{block}.ffn_up.weight")[0] == 2 * width:
+            gate = self.linear(x, f"{block}.ffn_up", width, part=(0, 2 * width))
+            active = self.activation(kind, gate, self.linear(x, f"{block}.ffn_up", width, part=(width, 2 * width)))
+        else:
+            gate = self.linear(x, f"{block}.ffn_gate", width)
+            active = self.activation(kind, gate, self.linear(x, f"{block}.ffn_up", width))
+        return self.linear(active, f"{block}.ffn_down", self.width)
+
+    def is_mixture(self, layer: int) -> bool:
+        """Whether the layer's feed-forward is a mixture of experts."""
+        return self.has(f"blk.{layer}.ffn_gate_inp.weight")
+
+    def experts(self, x: Value, layer: int, kind: ActivationKind, normalize: bool = True) -> Value:
+        """A mixture of experts: each row goes through the few that its router chooses, and their sum is weighted.
+
+        ``normalize`` is whether weights add up to one where the file does not say. With groups of experts, a group
+        counts as much as its best expert (DeepSeek-V2) or, with sigmoid scores, as its best two (DeepSeek-V3).
+        """
+        block, read = f"blk.{layer}", self.parameters
+        if self.has(f"{block}.ffn_gate.0.weight"):
+            raise UnsupportedModelError(
+                "the file keeps each expert in tensors of its own, as was done until 2024", "convert the model again"
+            )
+        experts = read.integer("expert_count")
+        if read.has("expert_feed_forward_length"):
+            width = read.integer("expert_feed_forward_length")
+        else:
+            width = read.per_layer("feed_forward_length", self.layers)[layer]
+        gating = read.integer("expert_gating_func", default=1, minimum=0) or 1
+        if gating not in GATING:
+            raise UnsupportedModelError(f"expert_gating_func {gating} is not known", f"known: {sorted(GATING)}")
+        scores, always = GATING[gating]
+        groups = read.integer("expert_group_count", default=1, minimum=0) or 1
+        route = self.route(
+            self.linear(x, f"{block}.ffn_gate_inp", experts),
+            read.integer("expert_used_count"),
+            scores,
+            normalize=always or read.boolean("expert_weights_norm", default=normalize),
+            scale=read.real("expert_weights_scale", default=0.0, maximum=1e6) or 1.0,
+            bias=f"{block}.exp_probs_b.bias" if self.has(f"{block}.exp_probs_b.bias") else None,
+            groups=groups,
+            chosen_groups=(read.integer("expert_group_used_count", default=0, minimum=0) or 1) if groups > 1 else 1,
+            best_of_group=2 if scores == "sigmoid" and groups > 1 else 1,
+        )
+        gate = self.stacked_linear(x, f"{block}.ffn_gate_exps", width, experts, route, shared=True)
+        up = self.stacked_linear(x, f"{block}.ffn_up_exps", width, experts, route, shared=True)
+        active = self.activation(kind, gate, up)
+        return self.weighted_sum(
+            self.stacked_linear(active, f"{block}.ffn_down_exps", self.width, experts, route), route
+        )
+
+    def shared_expert(self, x: Value, layer: int, kind: ActivationKind) -> Value:
+        """The expert that every row goes through, weighted by a sigmoid gate where the file has one."""
+        block = f"blk.{layer}"
+        width = self.shape(f"{block}.ffn_up_shexp.weight")[0]
+        gate = self.linear(x, f"{block}.ffn_gate_shexp", width)
+        active = self.activation(kind, gate, self.linear(x, f"{block}.ffn_up_shexp", width))
+        out = self.linear(active, f"{block}.ffn_down_shexp", self.width)
+        if not self.has(f"{block}.ffn_gate_inp_shexp.weight"):
+            return out
+        return self.activation("sigmoid", self.linear(x, f"{block}.ffn_gate_inp_shexp", 1), out)
+
+    # The head
+
+    def logits(self, x: Value, kind: NormKind = "rms") -> Value:
+        """Final norm and head over the rows asked for; without a head of its own the model uses its embedding."""
+        x = self.norm(self.select_rows(x), "output_norm", kind=kind)
+        head = "output" if self.has("output.weight") else "token_embd"
+        logits = self.linear(x, head, self.vocabulary_size)
+        cap = self.parameters.real("final_logit_softcapping", default=0.0)
+        return self.softcap(logits, cap) if cap else logits
+
+    # Rotary frequencies
+
     def rope_table(
         self,
         interleaved: bool,
         base_key: str = "rope.freq_base",
         default_base: float = 10000.0,
         scaled: bool = True,
+        whole_pairs: bool = True,
     ) -> RopeTable:
         """Rotary frequencies from the file's keys and tensors, with its scaling unless ``scaled`` is false.
 
-        Which values make a pair (``interleaved``) is a matter of the architecture: the file does not say.
+        Which values make a pair (``interleaved``) is a matter of the architecture: the file does not say. Whether
+        YaRN's ramp begins and ends at ``whole_pairs`` it need not say either.
         """
         read = self.parameters
         dimensions = read.integer("rope.dimension_count", default=self.key_dim, minimum=2, maximum=self.key_dim)
@@ -248,12 +186,12 @@ class GraphBuilder:
         base = read.real(base_key, default=default_base, minimum=1.001)
         table = plain_rope(dimensions, base, interleaved)
         if scaled:
-            table = self._scaled_rope(table, base)
+            table = self._scaled_rope(table, base, whole_pairs)
         if max(table.frequencies) > FASTEST_FREQUENCY:
             raise CorruptFileError("the file's rotary scaling is out of range", "fetch or convert the model again")
         return table
 
-    def _scaled_rope(self, table: RopeTable, base: float) -> RopeTable:
+    def _scaled_rope(self, table: RopeTable, base: float, whole_pairs: bool) -> RopeTable:
         read = self.parameters
         kind = read.text("rope.scaling.type", default="linear")
         old_key = read.real("rope.scale_linear", default=0.0, maximum=1e6)
@@ -272,78 +210,29 @@ class GraphBuilder:
         elif kind == "linear":
             table = table.scaled_linearly(factor)
         elif kind == "yarn":
-            table = yarn_rope(
-                table,
-                base,
-                factor,
-                original,
-                beta_fast=read.real("rope.scaling.yarn_beta_fast", default=32.0, minimum=1e-3),
-                beta_slow=read.real("rope.scaling.yarn_beta_slow", default=1.0, minimum=1e-3),
-                extrapolation=read.real("rope.scaling.yarn_ext_factor", default=1.0, maximum=1.0),
-            )
+            table = self._yarn_rope(table, base, factor, original, whole_pairs)
         elif kind != "none":
             raise UnsupportedModelError(
                 f"rope scaling {kind[:40]!r} is not known", "known: linear, yarn, longrope, none"
             )
         return table.with_magnitude(read.real("rope.scaling.attn_factor", default=1.0, minimum=1e-3, maximum=1e3))
 
+    def _yarn_rope(self, table: RopeTable, base: float, factor: float, original: int, whole_pairs: bool) -> RopeTable:
+        read = self.parameters
+        table = yarn_rope(
+            table,
+            base,
+            factor,
+            original,
+            beta_fast=read.real("rope.scaling.yarn_beta_fast", default=32.0, minimum=1e-3),
+            beta_slow=read.real("rope.scaling.yarn_beta_slow", default=1.0, minimum=1e-3),
+            extrapolation=read.real("rope.scaling.yarn_ext_factor", default=1.0, maximum=1.0),
+            truncate=read.boolean("rope.scaling.yarn_truncate", default=whole_pairs),
+        )
+        return table.with_magnitude(read.real("rope.scaling.yarn_attn_factor", default=1.0, minimum=1e-3, maximum=1e3))
+
     def _divisors(self, name: str, count: int) -> NDArray[np.float32]:
         divisors = self.numbers(name, count)
         if (divisors <= 0).any():
             raise CorruptFileError(f"tensor {name} must be positive throughout: frequencies are divided by it")
         return divisors
-
-    def self_attention(
-        self,
-        x: Value,
-        layer: int,
-        rope: RopeTable | None,
-        bias: bool | None = None,
-        query_key_norm: bool = False,
-        scale: float | None = None,
-        window: int | None = None,
-        softcap: float | None = None,
-    ) -> Value:
-        """Grouped-query attention (Ainslie et al. 2023) from projection to projection; ``bias`` is that of q, k, v."""
-        block, heads, kv_heads = f"blk.{layer}", self.heads[layer], self.kv_heads[layer]
-        q = self.linear(x, f"{block}.attn_q", heads * self.key_dim, bias)
-        k = self.linear(x, f"{block}.attn_k", kv_heads * self.key_dim, bias)
-        v = self.linear(x, f"{block}.attn_v", kv_heads * self.value_dim, bias)
-        if query_key_norm:
-            q = self.norm(q, f"{block}.attn_q_norm", heads)
-            k = self.norm(k, f"{block}.attn_k_norm", kv_heads)
-        if rope is not None:
-            q, k = self.rope(q, heads, rope), self.rope(k, kv_heads, rope)
-        seen = self.attention(q, k, v, layer, scale, window, softcap)
-        return self.linear(seen, f"{block}.attn_output", self.width)
-
-    def feed_forward(self, x: Value, layer: int, kind: ActivationKind) -> Value:
-        """Gated feed-forward (Shazeer 2020): ``down(kind(gate(x)) * up(x))``."""
-        if self.parameters.integer("expert_count", default=0, minimum=0):
-            raise UnsupportedModelError(
-                f"this {self.architecture} model is a mixture of experts, which edgellm cannot run yet",
-                "use a dense model of the family",
-            )
-        block, width = f"blk.{layer}", self.parameters.per_layer("feed_forward_length", self.layers)[layer]
-        gate = self.linear(x, f"{block}.ffn_gate", width)
-        up = self.linear(x, f"{block}.ffn_up", width)
-        return self.linear(self.activation(kind, gate, up), f"{block}.ffn_down", self.width)
-
-    def logits(self, x: Value, kind: NormKind = "rms") -> Value:
-        """Final norm and head over the rows asked for; without a head of its own the model uses its embedding."""
-        x = self.norm(self.select_rows(x), "output_norm", kind=kind)
-        head = "output" if self.has("output.weight") else "token_embd"
-        return self.linear(x, head, self.vocabulary_size)
-
-    def finish(self, logits: Value) -> Graph:
-        """The graph; UnsupportedModelError if the file has tensors that the architecture did not use."""
-        tensors = self._file.tensors
-        unused = [name for name in tensors if name not in self._used_tensors and not _IGNORED_TENSORS.fullmatch(name)]
-        if unused:
-            listed = ", ".join(name[:60] for name in unused[:3]) + (" …" if len(unused) > 3 else "")
-            raise UnsupportedModelError(
-                f"the file has {len(unused)} tensors that edgellm's {self.architecture} does not use: {listed}",
-                "it is a variant that would run wrongly",
-            )
-        cache = tuple(self._cache[layer] for layer in range(self.layers))
-        return Graph(self.architecture, tuple(self._operations), cache, logits, self.context_length, self.width)

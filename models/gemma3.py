@@ -36,6 +36,4 @@ def gemma3(model: GraphBuilder) -> Value:
         x = model.add(x, model.norm(attended, f"blk.{layer}.post_attention_norm"))
         fed = model.feed_forward(model.norm(x, f"blk.{layer}.ffn_norm"), layer, "gelu_tanh")
         x = model.add(x, model.norm(fed, f"blk.{layer}.post_ffw_norm"))
-    logits = model.logits(x)
-    cap = model.parameters.real("final_logit_softcapping", default=0.0)
-    return model.softcap(logits, cap) if cap else logits
+    return model.logits(x)

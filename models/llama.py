@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023) and what shares its shape: Llama 1 to 3.3, Mistral, SmolLM2, TinyLlama."""
+"""Llama (Touvron et al. 2023) and what shares its shape: Llama 1 to 3.3, Mistral, Mixtral, SmolLM2, TinyLlama."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgellm.models.registry import architecture
 
 @architecture("llama")
 def llama(model: GraphBuilder) -> Value:
-    """Pre-norm blocks of grouped-query attention and SwiGLU; biases where the file has them.
+    """Pre-norm blocks of grouped-query attention and SwiGLU or, in Mixtral, experts; biases where the file has them.
 
     Converters reorder the rows of q and k so that rotated pairs are neighbours, and store Llama 3's frequency
     bands as ``rope_freqs.weight``. Mistral's first version sees a window of the context only.
@@ -20,6 +20,6 @@ def llama(model: GraphBuilder) -> Value:
     for layer in range(model.layers):
         attended = model.self_attention(model.norm(x, f"blk.{layer}.attn_norm"), layer, rope, window=window)
         x = model.add(x, attended)
-        fed = model.feed_forward(model.norm(x, f"blk.{layer}.ffn_norm"), layer, "silu")
-        x = model.add(x, fed)
+        feed = model.experts if model.is_mixture(layer) else model.feed_forward
+        x = model.add(x, feed(model.norm(x, f"blk.{layer}.ffn_norm"), layer, "silu"))
     return model.logits(x)

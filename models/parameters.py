@@ -50,6 +50,15 @@ class Parameters:
             raise CorruptFileError(f"{name} is {value:g}, expected {minimum:g} to {maximum:g}")
         return float(value)
 
+    def boolean(self, key: str, default: bool) -> bool:
+        """Yes or no; ``default`` where the file has none."""
+        name, value = self._read(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise CorruptFileError(f"{name} must be true or false, not {_kind(value)}")
+        return value
+
     def text(self, key: str, default: str) -> str:
         """A string; ``default`` where the file has none."""
         name, value = self._read(key)

@@ -48,20 +48,24 @@ def yarn_rope(
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
     extrapolation: float = 1.0,
+    truncate: bool = True,
 ) -> RopeTable:
     """YaRN (Peng et al. 2023) on a plain table.
 
     Pairs that turn more than ``beta_fast`` times within the original context keep their frequency, those that turn
     less than ``beta_slow`` times are divided by ``factor``, with a ramp between; the magnitude is
     ``1 + 0.1 ln(factor)``. ``extrapolation`` is the share of the kept frequencies (1: the paper's method).
+    ``truncate``: the ramp begins and ends at whole pairs.
     """
     dimensions = 2 * len(table.frequencies)
 
     def pair_turning(times: float) -> float:
         return dimensions * math.log(original_context_length / (times * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(0.0, float(math.floor(pair_turning(beta_fast))))
-    high = min(dimensions - 1.0, float(math.ceil(pair_turning(beta_slow))))
+    low, high = pair_turning(beta_fast), pair_turning(beta_slow)
+    if truncate:
+        low, high = float(math.floor(low)), float(math.ceil(high))
+    low, high = max(0.0, low), min(dimensions - 1.0, high)
     frequencies = []
     for pair, frequency in enumerate(table.frequencies):
         slow = min(1.0, max(0.0, (pair - low) / max(0.001, high - low)))

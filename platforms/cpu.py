@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,30 +9,17 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.errors import EdgeLLMError, InvalidSettingError, OutOfMemoryError, UnsupportedModelError
+from edgellm.errors import EdgeLLMError, InvalidSettingError, OutOfMemoryError
 from edgellm.folders import kernels_folder
 from edgellm.graph import Attention, Graph, Linear, Norm
 from edgellm.kernels.library import KernelLibrary
-from edgellm.kernels.packing import (
-    CONVERSIONS,
-    FORMATS,
-    LANES,
-    RECIPES,
-    PackedMatrix,
-    pack_kernels,
-    pack_matrix,
-    packed_bytes,
-    packed_type,
-    ternary_to_two_bits,
-    to_q8_0,
-)
+from edgellm.kernels.packing import PackedMatrix
 from edgellm.kernels.target import current_target
-from edgellm.memory import available_bytes, format_bytes
-from edgellm.platforms.arena import Arena
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
+from edgellm.platforms.cpu_weights import WeightLoader
 from edgellm.platforms.features import physical_cores
 from edgellm.platforms.idle_cores import IdleCores
 from edgellm.platforms.team_size import TeamSize
@@ -43,9 +29,6 @@ from edgellm.weights import WeightStore
 
 Progress = Callable[[str, int, int], None]
 MAX_THREADS = 256
-PACK_CHUNK_BYTES = 64 << 20
-"""Of a weight as float32: a quarter to an eighth of that in most files."""
-logger = logging.getLogger(__name__)
 
 
 def _plan_array(steps: list[Step], addresses: dict[str, int]) -> Int64Array:
@@ -63,6 +46,7 @@ class CPUExecutor:
         threads: compute threads; None: one per physical core, fewer while other processes keep the cores busy.
         cache_type: "f16" or "q8_0".
         progress: called with ("kernels" | "weights", done, total).
+        meanwhile: called once while other threads pack the weights: for whatever else a start needs.
 
     Raises:
         UnsupportedModelError, InvalidSettingError, OutOfMemoryError.
@@ -77,6 +61,7 @@ class CPUExecutor:
         threads: int | None = None,
         cache_type: str = "f16",
         progress: Progress | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise InvalidSettingError(f"threads is {threads}", f"use 1 to {MAX_THREADS}")
@@ -88,100 +73,41 @@ class CPUExecutor:
         self.block_bytes = self._cache.block_bytes
         self.threads = threads or physical_cores()
         self._adapt = threads is None
-        linears = dict.fromkeys(op.weight for op in graph.operations if isinstance(op, Linear))
-        self._types = {name: weights.info(name).type.name for name in linears}
-        self._load_kernels(cache_type)
-        try:
-            matrices = self._pack_all()
-            self._plan(matrices, cache_type)
-        except MemoryError as error:
-            self._team.close()
-            raise OutOfMemoryError("the weights do not fit the memory", "use a smaller model") from error
-        except BaseException:
-            self._team.close()
-            raise
+        self._load(cache_type, meanwhile)
         self._tables = np.zeros(0, np.int32)
         self._closed = False
 
     # -- loading ------------------------------------------------------------------------------------------------
 
-    def _load_kernels(self, cache_type: str) -> None:
-        formats = {name: RECIPES[packed_type(kind)].format for name, kind in self._types.items()}
-        names = kernel_names(self.graph, formats, cache_type) | set(TEAM_KERNELS)
-        for kind in self._types.values():
-            names |= pack_kernels(kind)
+    def _load_kernels(self, cache_type: str, loader: WeightLoader) -> None:
+        formats = {name: matrix.format.name for name, matrix in loader.matrices.items()}
+        names = kernel_names(self.graph, formats, cache_type) | set(TEAM_KERNELS) | loader.kernels
         library = KernelLibrary(current_target(), kernels_folder(), self._progress)
         self._addresses = library.load(sorted(names))
         self._size = TeamSize(self.threads, self._adapt, IdleCores())
         self._team = ThreadTeam(self._addresses, self.threads, keep_alive=library)
 
-    def _run_kernel(self, name: str, record: Int64Array) -> None:
-        self._team.run(np.array([[self._addresses[name], record.ctypes.data, 0, 0]], np.int64))
-
-    def _pack_all(self) -> dict[str, PackedMatrix]:
-        converted = sorted({kind for kind in self._types.values() if packed_type(kind) != kind})
-        for kind in converted:
-            if kind != "TQ1_0":
-                logger.warning("weights of type %s have no kernel: converted to %s", kind, packed_type(kind))
-        needed, free = sum(64 + self._packed_bytes(name) for name in self._types), available_bytes()
-        if free is not None and needed > free:
-            raise OutOfMemoryError(
-                f"the packed weights take {format_bytes(needed)}, {format_bytes(free)} of memory are free",
-                "use a smaller model or quantization, or close other programs",
-            )
-        arena = Arena(needed)
-        matrices = {}
-        for number, name in enumerate(self._types):
-            if self._progress:
-                self._progress("weights", number, len(self._types))
-            matrices[name] = self._pack(name, arena)
-        if self._progress:
-            self._progress("weights", len(self._types), len(self._types))
-        self._weight_bytes = sum(matrix.data.nbytes for matrix in matrices.values())
-        return matrices
-
-    def _packed_as(self, name: str) -> tuple[str, int, int]:
-        """The type that a weight is packed as, and its rows and columns."""
-        info = self._weights.info(name)
-        if len(info.shape) != 2:
-            raise UnsupportedModelError(f"tensor {name} has {len(info.shape)} dimensions where a matrix is expected")
-        rows, columns = info.shape
-        target = packed_type(info.type.name)
-        if info.type.name in CONVERSIONS and columns % 32:
-            target = "F32"
-        return target, rows, columns
-
-    def _packed_bytes(self, name: str) -> int:
-        return packed_bytes(*self._packed_as(name))
-
-    def _pack(self, name: str, arena: Arena) -> PackedMatrix:
-        """Pack a weight some rows at a time, giving the file's pages back in between: a large vocabulary must not be
-        in memory twice."""
-        target, rows, columns = self._packed_as(name)
-        whole = arena.take(packed_bytes(target, rows, columns))
-        step = LANES * max(1, PACK_CHUNK_BYTES // (LANES * 4 * columns))
-        for first in range(0, rows, step):
-            raw = self._raw_rows(name, target, first, min(rows, first + step))
-            begin = packed_bytes(target, first, columns)
-
-            def place(size: int, begin: int = begin) -> NDArray[np.uint8]:
-                return whole[begin : begin + size]
-
-            pack_matrix(raw, target, len(raw), columns, self._run_kernel, place)
-            self._weights.release(name)
-        return PackedMatrix(FORMATS[RECIPES[target].format], rows, columns, whole)
-
-    def _raw_rows(self, name: str, target: str, first: int, end: int) -> NDArray[np.uint8]:
-        """Some rows of a weight in the encoding of the type it is packed as."""
-        kind = self._types[name]
-        if kind == target:
-            return self._weights.raw(name)[first:end]
-        if kind == "TQ1_0":
-            return ternary_to_two_bits(self._weights.raw(name)[first:end])
-        values = self._weights.rows(name, np.arange(first, end))
-        if target == "Q8_0":
-            return to_q8_0(values, CONVERSIONS[kind])
-        return values.view(np.uint8).reshape(end - first, -1)
+    def _load(self, cache_type: str, meanwhile: Callable[[], object] | None) -> None:
+        """Pack the weights on all threads and plan; ``meanwhile`` is called in between."""
+        linears = dict.fromkeys(op.weight for op in self.graph.operations if isinstance(op, Linear))
+        loader = WeightLoader(self._weights, list(linears))
+        self._weight_bytes = loader.total_bytes
+        self._load_kernels(cache_type, loader)
+        try:
+            loader.start(self._team, self._addresses)
+            try:
+                self._plan(loader.matrices, cache_type)
+                if meanwhile is not None:
+                    meanwhile()
+                loader.finish(self._progress)
+            finally:
+                loader.stop()
+        except MemoryError as error:
+            self._team.close()
+            raise OutOfMemoryError("the model does not fit the memory", "use a smaller model") from error
+        except BaseException:
+            self._team.close()
+            raise
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
         planner = Planner(self.graph, matrices, self._read_vectors(), cache_type, self._cache, self.threads)

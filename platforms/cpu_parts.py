@@ -27,7 +27,7 @@ from edgellm.graph import (
     StackedLinear,
     WeightedSum,
 )
-from edgellm.kernels.packing import FLOAT_FORMATS, aligned_empty
+from edgellm.kernels.packing import FLOAT_FORMATS, aligned_zeros
 
 MAX_ROWS = 256
 MAX_OUTPUTS = 16
@@ -126,8 +126,7 @@ class BufferPool:
         size = rows * stride + 64
         if self._free[size]:
             return Buffer(self._free[size].pop(), stride)
-        data = aligned_empty(size)
-        data[:] = 0
+        data = aligned_zeros(size)
         self.total_bytes += size
         return Buffer(data, stride)
 

@@ -77,6 +77,7 @@ class Planner:
         self._quantized: dict[str, Quantized] = {}
         self._constants: list[NDArray[Any]] = []
         self._tables: dict[tuple[tuple[float, ...], float], RopeTable] = {}
+        self._readers: dict[str, list[Operation]] = defaultdict(list)
         self._last_use = self._find_last_uses()
         self._fine = fine_products(graph)
         self._count = ROWS
@@ -89,11 +90,9 @@ class Planner:
         for number, operation in enumerate(self._graph.operations):
             for value in inputs_of(operation):
                 last[value.name] = number
+                self._readers[value.name].append(operation)
         last[self._graph.logits.name] = len(self._graph.operations)
         return last
-
-    def _readers(self, value: Value) -> list[Operation]:
-        return [op for op in self._graph.operations if any(v.name == value.name for v in inputs_of(op))]
 
     def _constant(self, values: Any, width: int | None = None) -> int:
         """Address of float32 constants, padded with zeros to whole vectors."""
@@ -148,13 +147,13 @@ class Planner:
     def _wants_codes(self, value: Value) -> bool:
         return value.width % 32 == 0 and any(
             isinstance(op, Linear) and self._matrices[op.weight].format.name not in FLOAT_FORMATS
-            for op in self._readers(value)
+            for op in self._readers[value.name]
         )
 
     def _new_quantized(self, value: Value) -> Quantized:
         # 64 bytes more than a power of two keep rows out of each other's cache sets.
         codes_bytes, scales_bytes = value.width + 64, value.width // 32 * 16
-        if any(isinstance(op, Linear) and op.out.name in self._fine for op in self._readers(value)):
+        if any(isinstance(op, Linear) and op.out.name in self._fine for op in self._readers[value.name]):
             quantized = Quantized(
                 self.pool.take(self._rows(), 2 * codes_bytes),
                 self.pool.take(self._rows(), 2 * scales_bytes),

@@ -192,5 +192,6 @@ def join(a: Array, b: Array, heads: int, shared: bool) -> Array:
 
 def round_rows(x: Array) -> Array:
     """Each row in whole steps of its largest number / 127."""
-    step = np.maximum(np.abs(x).max(axis=1, keepdims=True), x.dtype.type(1e-5)) / 127
-    return np.rint(x / step) * step
+    steps = 127 / np.maximum(np.abs(x).max(axis=1, keepdims=True), x.dtype.type(1e-5))
+    rounded: Array = np.rint(x * steps) / steps
+    return rounded

@@ -44,7 +44,8 @@ SENTINEL = 0x5A  # bytes that no kernel may touch
 # Compiled in one go, by several processes, when an instruction set is first used: one by one would take much longer.
 _ON_ALL_TIERS = (
     *(f"floats.{name}" if name in FLOAT_FORMATS else f"matmul.{name}" for name in FORMATS),
-    *("quantize.all", "pack.words", "pack.halves", *TEAM_KERNELS),
+    *("quantize.all", *TEAM_KERNELS),
+    *(f"pack.{name}" for name in RECIPES),
 )
 _CACHE = ("cache.f16", "cache.q8_0", "attention.f16", "attention.q8_0")
 _ELSEWHERE = {

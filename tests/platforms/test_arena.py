@@ -7,7 +7,6 @@ import re
 import sys
 import weakref
 from pathlib import Path
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -1,0 +1,25 @@
+"""Conversion of Hugging Face checkpoints into GGUF files, without torch and in little memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgellm.convert.conversion import Converted, convert
+    from edgellm.convert.settings import ConvertSettings
+
+__all__ = ["ConvertSettings", "Converted", "convert"]
+
+_HOMES = {
+    "ConvertSettings": "edgellm.convert.settings",
+    "Converted": "edgellm.convert.conversion",
+    "convert": "edgellm.convert.conversion",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
