@@ -111,7 +111,7 @@ def prefetch_lines(ahead, part, size):
 
 
 @helper
-def _nibbles(codes):
+def nibbles(codes):
     """32 values of 16 rows from 4 vectors: the low halves of the bytes are values 0-15, the high halves 16-31."""
     low = splat_int(0x0F0F0F0F)
     four = splat_int(4)
@@ -123,7 +123,7 @@ def _nibbles(codes):
 
 
 @helper
-def _fifth_bits(bits, codes):
+def fifth_bits(bits, codes):
     """Add bit 4 to eight vectors of codes: byte b, bit j of ``bits`` belongs to value 4 j + b."""
     mask = splat_int(0x10101010)
     return (
@@ -171,12 +171,12 @@ def _blocks_of_32(rows, name):
 
         @helper
         def codes_of(codes):
-            return _fifth_bits(load_ints(codes + 256), _nibbles(codes))
+            return fifth_bits(load_ints(codes + 256), nibbles(codes))
     elif name == "iq4":
 
         @helper
         def codes_of(codes):
-            n = _nibbles(codes)
+            n = nibbles(codes)
             return (
                 look_up(n[0]), look_up(n[1]), look_up(n[2]), look_up(n[3]),
                 look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
@@ -185,7 +185,7 @@ def _blocks_of_32(rows, name):
 
         @helper
         def codes_of(codes):
-            return _nibbles(codes)
+            return nibbles(codes)
 
     @helper
     def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
@@ -197,7 +197,7 @@ def _blocks_of_32(rows, name):
 
 
 @helper
-def _low_and_high(codes, shift):
+def low_and_high(codes, shift):
     """Eight vectors: 32 values that are halves of bytes, the low ones (shift 0) or the high ones (4)."""
     mask, by = splat_int(0x0F0F0F0F), splat_int(shift)
     return (
@@ -209,7 +209,7 @@ def _low_and_high(codes, shift):
 
 
 @helper
-def _select_bits(address, shift, mask, left):
+def select_bits(address, shift, mask, left):
     """Eight vectors of a few bits each: (load >> shift) & mask << left."""
     by, keep, up = splat_int(shift), splat_int(mask), splat_int(left)
     return (
@@ -221,7 +221,7 @@ def _select_bits(address, shift, mask, left):
 
 
 @helper
-def _or8(a, b):
+def or_codes(a, b):
     return (
         a[0] | b[0], a[1] | b[1], a[2] | b[2], a[3] | b[3], a[4] | b[4], a[5] | b[5], a[6] | b[6], a[7] | b[7]
     )  # fmt: skip
@@ -241,9 +241,9 @@ def _four_or_five_bits_by_superblock(rows, name):
             prefetch_lines(ahead, sub, prefetch_bytes)
             scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
             offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
-            values = _low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
+            values = low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
             if five:
-                values = _or8(values, _select_bits(codes + 2048, sub, 0x01010101, 4))
+                values = or_codes(values, select_bits(codes + 2048, sub, 0x01010101, 4))
             tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
         return tile
 
@@ -260,12 +260,12 @@ def _sixteen_value_scales(rows, name):
     def values_of(codes, half, part):
         # Values 128 half + 32 part + (0..31).
         if two:
-            return _select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
+            return select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
         if three:
-            low = _select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
-            return _or8(low, _select_bits(codes + 1024, 4 * half + part, 0x01010101, 2))
-        low = _low_and_high(codes + 1024 * half + 512 * (part & 1), (part >> 1) * 4)
-        return _or8(low, _select_bits(codes + 2048 + 512 * half, 2 * part, 0x03030303, 4))
+            low = select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
+            return or_codes(low, select_bits(codes + 1024, 4 * half + part, 0x01010101, 2))
+        low = low_and_high(codes + 1024 * half + 512 * (part & 1), (part >> 1) * 4)
+        return or_codes(low, select_bits(codes + 2048 + 512 * half, 2 * part, 0x03030303, 4))
 
     @helper
     def scale_and_offset(d, minimum, address):
@@ -304,7 +304,7 @@ def _table_by_superblock(rows, name):
         for sub in range(8):
             prefetch_lines(ahead, sub, prefetch_bytes)
             scale = d * to_floats(load_signed_bytes(scales + 32 + 16 * sub))
-            n = _nibbles(codes + 256 * sub)
+            n = nibbles(codes + 256 * sub)
             values = (
                 look_up(n[0]), look_up(n[1]), look_up(n[2]), look_up(n[3]),
                 look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
@@ -327,7 +327,7 @@ def _ternary(rows, name):
         offset = scale * splat_float(-1.0)
         for sub in range(8):
             prefetch_lines(ahead, sub, prefetch_bytes)
-            values = _select_bits(codes + 512 * (sub >> 2), 2 * (sub & 3), 0x03030303, 0)
+            values = select_bits(codes + 512 * (sub >> 2), 2 * (sub & 3), 0x03030303, 0)
             tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
         return tile
 
@@ -364,8 +364,12 @@ def store_tile(tile, output, stride, bias, accumulate):
 VARIANTS = tuple(f"{name}{fine}" for name in FORMATS if name not in FLOAT_FORMATS for fine in ("", "_fine"))
 
 
-def kernel(variant):
-    """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
+def group_products(variant):
+    """Products of a group of 16 weight rows and a tile of activation rows, or one: for kernels to call.
+
+    Returns two functions of the record, the address of the group, the number of blocks, and the addresses of codes,
+    scales, results and bias; and how many activation rows are a tile (1: the first function is not for this variant).
+    """
     name, _, fine = variant.partition("_")
     layout = FORMATS[name]
     code_bytes, scale_bytes = layout.code_bytes, layout.scale_bytes
@@ -418,6 +422,13 @@ def kernel(variant):
                 s + block * activation_scale_bytes, fine_scales, ahead,
             )  # fmt: skip
         store(tile, output, bias, get(record, F.accumulate))
+
+    return group_by_tile, group_by_row, rows_at_once
+
+
+def kernel(variant):
+    """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
+    group_by_tile, group_by_row, rows_at_once = group_products(variant)
 
     def matmul(record, thread, threads):
         rows, groups, blocks = (

@@ -59,7 +59,6 @@ class Builder:
         self.keys: dict[str, Key] = {}
         self.outputs: list[Output] = []
         self.notices: list[str] = []
-        self.expects_sentencepiece = False
         self.token_keys: dict[str, Key] = {}
         self.pre_tokenizer_hint: str | None = None
         self._tensors = dict(tensors)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgellm.convert.builder import Builder, Transform
-from edgellm.convert.tensors import LazyTensor, constant, permuted_heads, stacked
+from edgellm.convert.tensors import constant, permuted_heads, stacked
 from edgellm.errors import CorruptFileError, UnsupportedModelError
 from edgellm.gguf import TensorType
 

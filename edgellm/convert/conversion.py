@@ -18,7 +18,7 @@ from edgellm.convert.registry import find_family
 from edgellm.convert.settings import ConvertSettings
 from edgellm.convert.vocabulary import TokenizerFiles, tokenizer_keys
 from edgellm.convert.writer import Planned, new_file, refuse_existing, write_file
-from edgellm.errors import CorruptFileError, UnsupportedModelError
+from edgellm.errors import UnsupportedModelError
 from edgellm.gguf import TensorType
 
 Progress = Callable[[str, int, int], None]

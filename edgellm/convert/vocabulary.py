@@ -43,6 +43,7 @@ class Tokens:
     scores: list[float] | None = None
     merges: list[str] | None = None
     pre_tokenizer: str = "default"
+    add_space_prefix: bool | None = None
 
     def put(self, number: int, text: str, kind: int, score: float = 0.0) -> None:
         """Set a token, with unused ones before it where there is a gap."""
@@ -142,6 +143,8 @@ def tokenizer_keys(
     keys[f"{_PREFIX}token_type"] = Key(tokens.types, "i32s")
     if tokens.merges is not None:
         keys[f"{_PREFIX}merges"] = Key(tokens.merges, "strings")
+    if tokens.add_space_prefix is not None:
+        keys[f"{_PREFIX}add_space_prefix"] = Key(tokens.add_space_prefix, "bool")
     ids = {text: number for number, text in enumerate(tokens.texts)}
     keys.update(_special_keys(files, config, ids, rows))
     keys.update(_template_keys(files))
@@ -229,7 +232,7 @@ def _byte_level(model: dict[str, Any], files: TokenizerFiles, hint: str | None, 
 def _from_pieces(pieces: Pieces, files: TokenizerFiles) -> Tokens:
     if pieces.kind != BPE:
         raise UnsupportedModelError("tokenizer.model is a unigram model, which no known family here uses")
-    tokens = Tokens("llama", scores=[])
+    tokens = Tokens("llama", scores=[], add_space_prefix=pieces.add_dummy_prefix)
     for number, (text, score, kind) in enumerate(zip(pieces.texts, pieces.scores, pieces.types, strict=True)):
         tokens.put(number, text, kind, score)
     _put_added(tokens, files)
@@ -238,7 +241,7 @@ def _from_pieces(pieces: Pieces, files: TokenizerFiles) -> Tokens:
 
 def _from_merges(model: dict[str, Any], files: TokenizerFiles) -> Tokens:
     """SentencePiece's vocabulary from its rewriting as merges: the earlier a token is made, the higher its score."""
-    tokens = Tokens("llama", scores=[])
+    tokens = Tokens("llama", scores=[], add_space_prefix=_prepends_space(files.tokenizer))
     ranks: dict[str, int] = {}
     for left, right in _merges(model):
         ranks.setdefault(left + right, len(ranks))
@@ -253,6 +256,24 @@ def _from_merges(model: dict[str, Any], files: TokenizerFiles) -> Tokens:
         tokens.put(number, text, kind, score)
     _put_added(tokens, files)
     return tokens
+
+
+def _prepends_space(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a space is put before the text: by a normalizer, or by the stage that writes spaces as U+2581."""
+
+    def stages(value: Any, depth: int = 0) -> list[Mapping[str, Any]]:
+        if isinstance(value, list) and depth < 6:
+            return [stage for part in value for stage in stages(part, depth + 1)]
+        if not isinstance(value, dict) or depth >= 6:
+            return []
+        parts = [value.get(name) for name in ("normalizers", "pretokenizers")]
+        return [value, *(stage for part in parts for stage in stages(part, depth + 1))]
+
+    for stage in [*stages(tokenizer.get("normalizer")), *stages(tokenizer.get("pre_tokenizer"))]:
+        scheme = stage.get("prepend_scheme", "always" if stage.get("add_prefix_space", True) else "never")
+        if stage.get("type") == "Prepend" or (stage.get("type") == "Metaspace" and scheme != "never"):
+            return True
+    return False
 
 
 def _put_added(tokens: Tokens, files: TokenizerFiles) -> None:

@@ -16,9 +16,9 @@ from checkpoints import read_safetensors
 from edgellm.gguf import GGUFFile, TensorType
 
 FIXTURES = (
-    "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "gemma", "gemma2", "gemma3", "gpt2", "gpt_oss", "granite", "llama",
-    "llama-linear", "llama-yarn", "llama3-rope", "mistral", "mixtral", "olmo2", "phi2", "phi3", "phi3-longrope", "qwen2",
-    "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
+    "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "gemma", "gemma2", "gemma3", "gpt2", "gpt_oss", "granite",
+    "llama", "llama-linear", "llama-yarn", "llama3-rope", "mistral", "mixtral", "olmo2", "phi2", "phi3",
+    "phi3-longrope", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
 )  # fmt: skip
 Opener = Callable[..., GGUFFile]
 Arrays = dict[str, np.ndarray]

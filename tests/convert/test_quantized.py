@@ -117,7 +117,7 @@ def test_damaged_bitnet(bitnet: Path, tmp_path: Path) -> None:
     tensors = read_safetensors(bitnet / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     without = {key: entry for key, entry in tensors.items() if key != f"{name}_scale"}
-    with pytest.raises(CorruptFileError, match="up_proj.weight is packed but has no weight_scale"):
+    with pytest.raises(CorruptFileError, match=r"up_proj.weight is packed but has no weight_scale"):
         convert(_copy(bitnet, tmp_path / "a", without), tmp_path / "a.gguf")
     wrong = {**tensors, name: ("U8", np.full_like(tensors[name][1], 0xFF))}
     with pytest.raises(CorruptFileError, match="a value that is not ternary"):
@@ -202,7 +202,7 @@ def test_blocks_of_8_bit_floats(shared: Path, tmp_path: Path) -> None:
             assert values[row, column] == expected
     assert convert(folder, tmp_path / "auto.gguf").type == "bf16"
     tensors[f"{name}_scale_inv"] = ("F32", scales[:, :1])
-    with pytest.raises(CorruptFileError, match="gate_proj.weight and its scales do not go together"):
+    with pytest.raises(CorruptFileError, match=r"gate_proj.weight and its scales do not go together"):
         convert(_copy(source, tmp_path / "d", tensors, quantization_config=quantization), tmp_path / "d.gguf")
 
 

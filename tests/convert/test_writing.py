@@ -159,7 +159,7 @@ def test_a_disk_without_room_is_seen_beforehand(shared: Path, tmp_path: Path, mo
 
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(EdgeLLMError, match="the file takes .* 1000 B are free"):
+    with pytest.raises(EdgeLLMError, match=r"the file takes .* 1000 B are free"):
         convert(shared / "fixtures" / "llama", tmp_path / "out.gguf")
 
 

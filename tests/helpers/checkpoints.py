@@ -125,7 +125,8 @@ def write_large_checkpoint(
     write_json(folder / "model.safetensors.index.json", {"weight_map": index})
     config = {
         "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": width, "num_hidden_layers": layers,
-        "intermediate_size": feed_forward, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": vocabulary,
+        "intermediate_size": feed_forward, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": vocabulary,
         "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True,
         "bos_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip

@@ -34,7 +34,6 @@ def _gemma(model: Builder, architecture: str, names: dict[str, str]) -> None:
     activation(model, "gelu_pytorch_tanh", "gelu_tanh", "gelu")
     model.u32("attention.key_length", model.head_dim)
     model.u32("attention.value_length", model.head_dim)
-    model.expects_sentencepiece = True
     model.token_keys["tokenizer.ggml.add_space_prefix"] = _FALSE
     model.drop(r"lm_head\.weight")
     model.move("model.embed_tokens", "token_embd")
