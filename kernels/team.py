@@ -2,8 +2,8 @@
 
 A plan is an array of (kernel address, record address, barrier before it, unused). All threads walk it together; each
 calls every kernel with its own number. Variants: ``run`` (one plan), ``start`` (let the workers begin) and ``work`` (a
-worker's life). Work is shared equally: claiming it in chunks made decoding 5 to 15 % slower on a quiet machine, and on a
-busy one it gained far less than leaving a thread out.
+worker's life). Work is shared equally: claiming it in chunks made decoding 5 to 15 % slower on a quiet machine, and on
+a busy one it gained far less than leaving a thread out.
 
 Whoever waits spins briefly, then yields, then sleeps. Pure spinning is ruinous beside other busy processes, and so is
 endless yielding: some schedulers take it as giving up the whole time slice, and a core that yields is not idle, so that

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from edgellm.graph import Attention, Graph, Linear, Norm
 from edgellm.kernels.library import KernelLibrary
 from edgellm.kernels.packing import PackedMatrix
 from edgellm.kernels.target import current_target
+from edgellm.locks import ForkAwareLock
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
@@ -68,7 +68,7 @@ class CPUExecutor:
         self.graph = graph
         self._weights = weights
         self._progress = progress
-        self._lock = threading.Lock()
+        self._lock = ForkAwareLock()
         self._cache = CacheMemory(graph.cache, cache_type)
         self.block_bytes = self._cache.block_bytes
         self.threads = threads or physical_cores()
@@ -172,11 +172,11 @@ class CPUExecutor:
         with self._lock:
             self._check_open()
             self._take(batch)
-            begin = time.perf_counter()
-            self._waited = self._team.run(self._body, self._size.threads)
+            begin, waited = time.perf_counter(), self._team.waited
+            self._team.run(self._body, self._size.threads)
             logits = self._run_head(batch.outputs)
             now = time.perf_counter()
-            self._size.note(len(batch.tokens), now - begin, self._waited, now)
+            self._size.note(len(batch.tokens), now - begin, self._team.waited - waited, now)
             return logits
 
     def _run_head(self, outputs: NDArray[np.int32]) -> Float32Array:
@@ -192,7 +192,7 @@ class CPUExecutor:
     def _run_outputs(self, outputs: NDArray[np.int32]) -> Float32Array:
         self._inputs.chosen[: len(outputs)] = outputs
         self._inputs.outputs[0] = len(outputs)
-        self._waited += self._team.run(self._head, self._size.threads)
+        self._team.run(self._head, self._size.threads)
         return self._logits[: len(outputs)]
 
     def _take(self, batch: Batch) -> None:

@@ -16,8 +16,9 @@ from statistics import fmean
 STALLED = 0.35
 """The share of the time that threads wait for each other from which on fewer threads are tried; on a quiet machine it
 is 0.05 in decoding and 0.2 in prefill."""
-LOOK_BACK = 4
-LOOK_BACK_SECONDS = 0.015  # a pause of a few milliseconds is no reason
+LOOK_BACK = 4  # steps
+LONG_STALL = 0.04
+"""Seconds of waiting that are reason enough if it is a single step; a pause of some milliseconds is none."""
 TRIAL = 4  # steps
 TRIAL_SECONDS = 0.2  # of long steps fewer are enough
 HOPELESS = 2.0  # a trial's step so much slower than before ends it
@@ -95,9 +96,9 @@ class TeamSize:
             self._try(self._level - 1, now)
 
     def _disturbed(self) -> bool:
+        stalls = [stalled for _rows, seconds, stalled in self._steps if stalled > STALLED * seconds]
         total = sum(seconds for _rows, seconds, _stalled in self._steps)
-        stalled = sum(stalled for _rows, _seconds, stalled in self._steps)
-        return total >= LOOK_BACK_SECONDS and stalled > STALLED * total
+        return sum(stalls) > STALLED * total and (len(stalls) > 1 or sum(stalls) > LONG_STALL)
 
     def _cores_are_idle(self, now: float) -> bool:
         """Whether the cores that a larger team needs are idle; True where nobody can tell, so that it is tried."""
@@ -109,8 +110,10 @@ class TeamSize:
 
     def _try(self, level: int, now: float) -> None:
         self._before = {}
-        for rows, seconds, _stalled in self._steps:
-            self._before.setdefault(rows, []).append(seconds)
+        for rows, seconds, stalled in self._steps:
+            # Those before the disturbance say nothing of what comes.
+            if level < self._level or stalled > STALLED * seconds:
+                self._before.setdefault(rows, []).append(seconds)
         self._came_from, self._level = self._level, level
         self._steps.clear()
 
@@ -137,4 +140,6 @@ class TeamSize:
             self._level = self._came_from
             self._steps.clear()
         self._came_from = None
-        self._look_at = now + FIRST_PAUSE
+        if self._level > 0:
+            self._idle_cores(now)  # counts from now on
+            self._look_at = now + FIRST_PAUSE

@@ -183,10 +183,14 @@ class ThreadTeam:
         addresses: of the kernels named in `KERNELS`.
         threads: size of the team, the caller included.
         keep_alive: whatever owns the compiled code.
+
+    Attributes:
+        waited: seconds that threads waited for each other beyond the first microseconds, all together, in all plans.
     """
 
     def __init__(self, addresses: Mapping[str, int], threads: int, keep_alive: object = None) -> None:
         self.threads = threads
+        self.waited = 0.0
         self._addresses, self._keep_alive = addresses, keep_alive
         self._lock = threading.Lock()
         self._run = _Call(addresses["team.run"])
@@ -214,15 +218,12 @@ class ThreadTeam:
         self._begun = False
         self._finalizer.detach()
 
-    def run(self, plan: Plan, threads: int | None = None) -> float:
+    def run(self, plan: Plan, threads: int | None = None) -> None:
         """Run a plan (operations, 4): kernel address, record address, 1 for a barrier before it, 0.
 
         Args:
             plan: the operations.
             threads: how many of the team take part; None: all.
-
-        Returns:
-            Seconds that threads waited for each other beyond the first microseconds, all together.
 
         Raises:
             RuntimeError: the team is closed.
@@ -249,8 +250,8 @@ class ThreadTeam:
                     if shared.unfinished():  # Ctrl-C came in between, and the workers wait for this thread
                         shared.wake_workers()
                         self._run(shared.address, 0, threads)
-                # A worker may note what it waited at the end of a plan after the next has begun.
-                return float(memory[TEAM.lost // 8]) * 1e-9 if threads > 1 else 0.0
+                if threads > 1:
+                    self.waited += float(memory[TEAM.lost // 8]) * 1e-9
 
     def close(self) -> None:
         """End the workers."""

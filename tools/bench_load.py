@@ -192,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", metavar="PYTHON", help="an interpreter that has llama-cpp-python")
     parser.add_argument("--busy", type=_counts, default=(0, 1, 2), metavar="N,...", help="numbers of busy processes")
     parser.add_argument("--threads", type=_counts, default=(1, 2, 4), metavar="N,...", help="fixed numbers of threads")
+    parser.add_argument("--peer-threads", type=_counts, default=(1, 2), metavar="N,...", help="the same of llama.cpp")
     parser.add_argument("-n", "--tokens", type=int, default=64, help="tokens decoded in a run; 0: none")
     parser.add_argument("-p", "--prompt-tokens", type=int, default=0, help="tokens of a prompt; 0: none")
     parser.add_argument("-r", "--rounds", type=int, default=5, help="runs of each way")
@@ -201,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model=options.model.resolve(),
         busy=options.busy,
         threads=options.threads,
+        peer_threads=options.peer_threads,
         decode_tokens=options.tokens,
         prefill_tokens=options.prompt_tokens,
         rounds=options.rounds,

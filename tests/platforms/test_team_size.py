@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_sizes_fall_to_one() -> None:
     for threads in range(1, 100):
         sizes = team_sizes(threads)
         assert sizes[0] == threads and sizes[-1] == 1
-        assert all(a > b for a, b in zip(sizes, sizes[1:], strict=False))
+        assert all(a > b for a, b in pairwise(sizes))
 
 
 def test_a_quiet_machine_keeps_the_whole_team() -> None:
@@ -93,7 +94,8 @@ def test_slower_steps_are_no_disturbance() -> None:
 def test_a_pause_of_a_few_milliseconds_is_no_disturbance() -> None:
     size = TeamSize(2)
     for number in range(1000):
-        size.note(1, 0.005 + 0.004 * (number % 20 == 0), 0.004 * (number % 20 == 0), 0.005 * number)
+        pause = 0.01 * (number % 20 == 0)
+        size.note(1, 0.005 + pause, pause, 0.005 * number)
         assert size.threads == 2
 
 
