@@ -15,6 +15,7 @@ from edgellm.kernels.records import AMX_INPUT as F
 from edgellm.kernels.simd import (
     FLOATS,
     INTS_IR,
+    TARGET,
     get,
     instruction,
     int64_at,
@@ -22,6 +23,8 @@ from edgellm.kernels.simd import (
     load_floats,
     share,
 )
+
+VARIANTS = ("bfloat16",) if TARGET.has("amx-bf16") else ()  # to be shipped; the emulation needs it too
 
 
 def to_bfloats_ir(builder, value):

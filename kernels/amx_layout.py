@@ -10,7 +10,7 @@ ROW_BLOCK = 32  # activation rows of two tiles
 STATE_BYTES = 64 + 8 * TILE_BYTES  # a configuration and, for the emulation, the tiles
 CHUNK = 512  # values of a panel of weights that are unpacked at once: 32 kB, which the first-level cache holds
 LARGEST_CHUNK = 576  # the last one may be somewhat larger, so that no small one remains
-BFLOAT_FORMATS = frozenset(FORMATS) - {"f32"}  # float32 weights would lose more than their user expects
+BFLOAT_FORMATS = frozenset(FORMATS) - {"f32", "f16"}  # those would lose more than their user expects
 
 
 def padded_rows(rows: int) -> int:

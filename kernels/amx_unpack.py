@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from edgellm.kernels.amx_input import to_bfloats_ir
 from edgellm.kernels.amx_layout import STEP
 from edgellm.kernels.matmul import fifth_bits, low_and_high, nibbles, or_codes, select_bits
-from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
+from edgellm.kernels.packing import FORMATS
 from edgellm.kernels.products import lookup16
 from edgellm.kernels.simd import (
     FLOATS,
@@ -251,8 +251,8 @@ def unpacker(name):
     ``weights`` is the group's address, ``blocks`` the number of blocks in its rows; in formats with blocks of 256
     values ``first`` and ``count`` are multiples of 8.
     """
-    if name in FLOAT_FORMATS:
-        return _float_unpacker(name)
+    if name == "bf16":
+        return _bfloat_unpacker()
     layout = FORMATS[name]
     code_bytes, scale_bytes, subs = layout.code_bytes, layout.scale_bytes, layout.values // STEP
     codes_of, scales_of, normals = _codes_function(name), _scales_function(name), row_scales(name)
@@ -271,9 +271,8 @@ def unpacker(name):
     return unpack
 
 
-def _float_unpacker(name):
-    size = FORMATS[name].code_bytes
-    load = {"f16": load_halves, "bf16": load_bfloats}[name]
+def _bfloat_unpacker():
+    size = FORMATS["bf16"].code_bytes
 
     @helper
     def unpack(weights, blocks, first, count, panel):
@@ -281,6 +280,7 @@ def _float_unpacker(name):
         for step in range(count):
             for pair in range(16):
                 place = source + (STEP * step + 2 * pair) * size
-                store_bfloat_pairs(panel + PANEL_STEP_BYTES * step + 64 * pair, load(place), load(place + size))
+                low, high = load_bfloats(place), load_bfloats(place + size)
+                store_bfloat_pairs(panel + PANEL_STEP_BYTES * step + 64 * pair, low, high)
 
     return unpack

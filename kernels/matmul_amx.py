@@ -16,13 +16,14 @@ from llvmlite import ir
 from numba.core import types
 
 from edgellm.kernels.amx import tiles
-from edgellm.kernels.amx_layout import CHUNK, LARGEST_CHUNK, ROW_BLOCK, STATE_BYTES, STEP, TILE_BYTES
+from edgellm.kernels.amx_layout import BFLOAT_FORMATS, CHUNK, LARGEST_CHUNK, ROW_BLOCK, STATE_BYTES, STEP, TILE_BYTES
 from edgellm.kernels.amx_unpack import PANEL_STEP_BYTES, row_scales, unpacker
 from edgellm.kernels.matmul import store_result
 from edgellm.kernels.packing import FORMATS
 from edgellm.kernels.records import MATMUL_AMX as F
-from edgellm.kernels.simd import call_named, get, helper, instruction, int64_at, load_floats, share
+from edgellm.kernels.simd import TARGET, call_named, get, helper, instruction, int64_at, load_floats, share
 
+VARIANTS = tuple(sorted(BFLOAT_FORMATS)) if TARGET.has("amx-bf16") else ()  # to be shipped
 SLAB_BYTES = 1 << 20
 """Of activations that stay in the second-level cache: half of that of the CPUs that have AMX."""
 _RESULT_BYTES = 4 * TILE_BYTES  # of a block of 32 x 32

@@ -152,11 +152,8 @@ _ARM_FEATURES: Mapping[str, tuple[int, str]] = {
 
 def _arm_features() -> dict[str, bool]:
     """Whether the CPU and the system have each of `_ARM_FEATURES`; empty where the system does not tell."""
-    if sys.platform == "linux":
-        return _linux_arm_features()
-    if sys.platform == "darwin":
-        return _macos_arm_features()
-    return {}
+    ask = {"linux": _linux_arm_features, "darwin": _macos_arm_features}.get(sys.platform)
+    return ask() if ask else {}
 
 
 def _linux_arm_features() -> dict[str, bool]:

@@ -86,7 +86,8 @@ def _unpacked(tensor: LazyTensor, scale: LazyTensor, divides: bool) -> LazyTenso
             parts.append(codes)
             row += count
         values = np.concatenate(parts).astype(np.float32) - np.float32(1)
-        return values / factor if divides else values * factor
+        scaled: Array = values / factor if divides else values * factor
+        return scaled
 
     return LazyTensor((rows, columns), "F32", load, is_ternary=True)
 
@@ -97,7 +98,8 @@ def rounded_to_ternary(tensor: LazyTensor) -> LazyTensor:
     def load(start: int, stop: int) -> NDArray[np.float32]:
         values = to_float32(tensor.load(start, stop), tensor.kind)
         scale = np.float32(max(np.abs(values).mean(dtype=np.float64), 1e-5))
-        return np.clip(np.rint(values / scale), -1, 1) * scale
+        rounded: NDArray[np.float32] = np.clip(np.rint(values / scale), -1, 1) * scale
+        return rounded
 
     return LazyTensor(tensor.shape, "F32", load, tensor.shape[0], is_ternary=True)
 
