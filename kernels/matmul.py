@@ -43,7 +43,9 @@ from edgellm.kernels.simd import (
 
 TILE = 4  # activation rows that share one unpacking of the weights
 ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all weights pass
-PREFETCH = 16384  # bytes ahead
+PREFETCH_STEP = 128  # bytes: the next line comes along
+PREFETCH = {"q8": 2048}  # bytes ahead, by format
+PREFETCH_OTHERS = 16384
 VALUES_PER_SCALE = 16  # bytes of scales per 32 activations: scale, sum, sum of each half
 
 
@@ -54,11 +56,13 @@ def _load(builder, address, offset, kind, align=4):
     return builder.load(builder.inttoptr(place, ir.PointerType()), align=align, typ=kind)
 
 
-def _tile_product(rows, chunks, sum_offset):
+def _tile_product(rows, chunks, sum_offset, shift=None):
     """An instruction: add one block's products to a tile of ``rows`` vectors of results.
 
     ``chunks`` vectors of codes hold 4 values each of 16 weight rows; ``sum_offset`` is the place of the block's sum
-    among the activation scales. The loop over the tile is unrolled while the instruction is written.
+    among the activation scales. With a ``shift`` the second half of the vectors is summed by itself, and that sum
+    divided by ``2^shift``: those codes are that much too large. The loop over the tile is unrolled while the
+    instruction is written.
     """
     from llvmlite import ir
 
@@ -74,10 +78,15 @@ def _tile_product(rows, chunks, sum_offset):
             multiply_and_add = ir.Function(builder.module, fused, "llvm.fmuladd.v16f32")
         vectors = [builder.extract_value(weights, number) for number in range(chunks)]
         for row in range(rows):
-            total = ir.Constant(ints, [0] * 16)
+            totals = [ir.Constant(ints, [0] * 16)] * 2
             for number, vector in enumerate(vectors):
                 four = splat_ir(builder, _load(builder, inputs, 4 * number, ir.IntType(32)))
-                total = dot4_ir(builder, total, vector, four)
+                half = 0 if shift is None else 2 * number // chunks
+                totals[half] = dot4_ir(builder, totals[half], vector, four)
+            total = totals[0]
+            if shift is not None:
+                divided = builder.ashr(totals[1], ir.Constant(ints, [shift] * 16)) if shift else totals[1]
+                total = builder.add(total, divided)
             d = splat_ir(builder, _load(builder, scales, 0, ir.FloatType()))
             block_sum = splat_ir(builder, _load(builder, scales, sum_offset, ir.FloatType()))
             value = builder.extract_value(results, row)
@@ -104,9 +113,9 @@ def _tile_product(rows, chunks, sum_offset):
 
 @helper
 def prefetch_lines(ahead, part, size):
-    """Prefetch the lines of one part of a block, ``size`` bytes each, unless ``ahead`` is 0."""
+    """Prefetch one part of a block, ``size`` bytes each, unless ``ahead`` is 0."""
     if ahead:
-        for line in range(0, size, 64):
+        for line in range(0, size, PREFETCH_STEP):
             prefetch(ahead + part * size + line)
 
 
@@ -120,6 +129,14 @@ def _nibbles(codes):
         a & low, b & low, c & low, d & low,
         (a >> four) & low, (b >> four) & low, (c >> four) & low, (d >> four) & low,
     )  # fmt: skip
+
+
+@helper
+def _nibbles_in_place(codes):
+    """The same, but that the high halves are left where they are: 16 times too large."""
+    low, high = splat_int(0x0F0F0F0F), splat_int(0xF0F0F0F0 - (1 << 32))
+    a, b, c, d = load_ints(codes), load_ints(codes + 64), load_ints(codes + 128), load_ints(codes + 192)
+    return a & low, b & low, c & low, d & low, a & high, b & high, c & high, d & high
 
 
 @helper
@@ -141,9 +158,13 @@ def _bytes_per_32_values(name):
 
 
 def _blocks_of_32(rows, name):
-    """Formats with one half-precision scale, and perhaps an offset, per 32 values."""
+    """Formats with one half-precision scale, and perhaps an offset, per 32 values.
+
+    For few rows two short chains of products are faster than a long one, and unpacking less costs most.
+    """
     prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4)
+    in_place = rows < TILE and name in ("q4", "q4m")
+    add = _tile_product(rows, 8, 4, None if rows == TILE else 4 if in_place else 0)
     look_up = lookup16(FORMATS["iq4"].table)
     unsigned = {"q8": -128.0, "q4": -8.0, "q5": -16.0, "iq4": -128.0}
 
@@ -181,6 +202,11 @@ def _blocks_of_32(rows, name):
                 look_up(n[0]), look_up(n[1]), look_up(n[2]), look_up(n[3]),
                 look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
             )  # fmt: skip
+    elif in_place:
+
+        @helper
+        def codes_of(codes):
+            return _nibbles_in_place(codes)
     else:
 
         @helper
@@ -227,11 +253,53 @@ def _or8(a, b):
     )  # fmt: skip
 
 
-def _four_or_five_bits_by_superblock(rows, name):
-    """Q4_K and Q5_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum."""
+@helper
+def _masked(codes, mask):
+    """Eight vectors: the bytes' bits under a mask."""
+    keep = splat_int(mask)
+    return (
+        load_ints(codes) & keep, load_ints(codes + 64) & keep,
+        load_ints(codes + 128) & keep, load_ints(codes + 192) & keep,
+        load_ints(codes + 256) & keep, load_ints(codes + 320) & keep,
+        load_ints(codes + 384) & keep, load_ints(codes + 448) & keep,
+    )  # fmt: skip
+
+
+def _repeated(byte):
+    """A byte in all four places of a signed 32-bit number."""
+    return int.from_bytes(bytes([byte] * 4), "little", signed=True)
+
+
+def _four_bits_by_superblock(rows, name):
+    """Q4_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum. Two share their bytes; the codes in the
+    high halves stay there, 16 times too large, and their scale makes up for it."""
+    prefetch_bytes = 2 * _bytes_per_32_values(name)
+    add = _tile_product(rows, 8, 4, None if rows == TILE else 0)
+    low, high = _repeated(0x0F), _repeated(0xF0)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+        d = load_halves(scales)
+        sixteenth = d * splat_float(0.0625)
+        minimum = load_halves(scales + 32) * splat_float(-1.0)
+        for sub in range(0, 8, 2):
+            prefetch_lines(ahead, sub >> 1, prefetch_bytes)
+            scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
+            offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
+            x_sub, s_sub, place = x + 32 * sub, s + 16 * sub, codes + 256 * sub
+            tile = add(tile, _masked(place, low), scale, offset, x_sub, x_stride, s_sub, s_stride)
+            scale = sixteenth * to_floats(load_unsigned_bytes(scales + 80 + 16 * sub))
+            offset = minimum * to_floats(load_unsigned_bytes(scales + 208 + 16 * sub))
+            tile = add(tile, _masked(place, high), scale, offset, x_sub + 32, x_stride, s_sub + 16, s_stride)
+        return tile
+
+    return block
+
+
+def _five_bits_by_superblock(rows, name):
+    """Q5_K: as Q4_K, with a fifth bit."""
     prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4)
-    five = name == "k5"
+    add = _tile_product(rows, 8, 4, None if rows == TILE else 0)
 
     @helper
     def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
@@ -242,8 +310,7 @@ def _four_or_five_bits_by_superblock(rows, name):
             scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
             offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
             values = _low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
-            if five:
-                values = _or8(values, _select_bits(codes + 2048, sub, 0x01010101, 4))
+            values = _or8(values, _select_bits(codes + 2048, sub, 0x01010101, 4))
             tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
         return tile
 
@@ -317,18 +384,24 @@ def _table_by_superblock(rows, name):
 
 
 def _ternary(rows, name):
-    """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values."""
-    prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4)
+    """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values. The codes stay where they are in their
+    bytes, 1, 4, 16 and 64 times too large, and their scales make up for it."""
+    prefetch_bytes = 4 * _bytes_per_32_values(name)
+    add = _tile_product(rows, 8, 4, None if rows == TILE else 0)
+    first, second, third, fourth = (_repeated(3 << shift) for shift in (0, 2, 4, 6))
 
     @helper
     def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
         scale = load_halves(scales)
         offset = scale * splat_float(-1.0)
-        for sub in range(8):
-            prefetch_lines(ahead, sub, prefetch_bytes)
-            values = _select_bits(codes + 512 * (sub >> 2), 2 * (sub & 3), 0x03030303, 0)
-            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
+        quarter, sixteenth, last = scale * splat_float(0.25), scale * splat_float(0.0625), scale * splat_float(1 / 64)
+        for half in range(2):
+            prefetch_lines(ahead, half, prefetch_bytes)
+            place, x_half, s_half = codes + 512 * half, x + 128 * half, s + 64 * half
+            tile = add(tile, _masked(place, first), scale, offset, x_half, x_stride, s_half, s_stride)
+            tile = add(tile, _masked(place, second), quarter, offset, x_half + 32, x_stride, s_half + 16, s_stride)
+            tile = add(tile, _masked(place, third), sixteenth, offset, x_half + 64, x_stride, s_half + 32, s_stride)
+            tile = add(tile, _masked(place, fourth), last, offset, x_half + 96, x_stride, s_half + 48, s_stride)
         return tile
 
     return block
@@ -336,7 +409,7 @@ def _ternary(rows, name):
 
 _BLOCKS = {
     "q8": _blocks_of_32, "q4": _blocks_of_32, "q4m": _blocks_of_32, "q5": _blocks_of_32, "q5m": _blocks_of_32,
-    "iq4": _blocks_of_32, "k4": _four_or_five_bits_by_superblock, "k5": _four_or_five_bits_by_superblock,
+    "iq4": _blocks_of_32, "k4": _four_bits_by_superblock, "k5": _five_bits_by_superblock,
     "k2": _sixteen_value_scales, "k3": _sixteen_value_scales, "k6": _sixteen_value_scales,
     "iq4x": _table_by_superblock, "t2": _ternary,
 }  # fmt: skip
@@ -361,26 +434,63 @@ def store_tile(tile, output, stride, bias, accumulate):
     store_result(tile[3], output + 3 * stride, bias, accumulate)
 
 
+def _group(rows, name):
+    """``f(tile, weights, blocks, ...)``: add the products of all blocks of a group to a tile.
+
+    Blocks that share a unit are two calls in one round of the loop: then each load goes on by the same number of bytes
+    every time, which is what a processor's prefetcher recognises.
+    """
+    layout = FORMATS[name]
+    block = _BLOCKS[name](rows, name)
+    code_bytes, scale_bytes, unit_bytes = layout.code_bytes, layout.scale_bytes, layout.unit_bytes
+    input_bytes, sums_bytes = layout.values, layout.values // 32 * VALUES_PER_SCALE
+
+    if not layout.paired:
+
+        @helper
+        def group(tile, weights, blocks, x, x_stride, s, s_stride, distance):
+            for number in range(blocks):
+                codes = weights + number * unit_bytes
+                ahead = codes + distance if distance else 0
+                tile = block(
+                    tile, codes, codes + code_bytes, x + number * input_bytes, x_stride,
+                    s + number * sums_bytes, s_stride, ahead,
+                )  # fmt: skip
+            return tile
+
+        return group
+
+    @helper
+    def group(tile, weights, blocks, x, x_stride, s, s_stride, distance):
+        for number in range(0, blocks - 1, 2):
+            codes = weights + (number >> 1) * unit_bytes
+            scales = codes + 2 * code_bytes
+            ahead = codes + distance if distance else 0
+            x_pair, s_pair = x + number * input_bytes, s + number * sums_bytes
+            tile = block(tile, codes, scales, x_pair, x_stride, s_pair, s_stride, ahead)
+            codes, scales = codes + code_bytes, scales + scale_bytes
+            ahead = codes + distance if distance else 0
+            tile = block(tile, codes, scales, x_pair + input_bytes, x_stride, s_pair + sums_bytes, s_stride, ahead)
+        if blocks & 1:
+            codes = weights + (blocks >> 1) * unit_bytes
+            x_last, s_last = x + (blocks - 1) * input_bytes, s + (blocks - 1) * sums_bytes
+            tile = block(tile, codes, codes + 2 * code_bytes, x_last, x_stride, s_last, s_stride, 0)
+        return tile
+
+    return group
+
+
 def kernel(variant):
     """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
     name, _, fine = variant.partition("_")
-    layout = FORMATS[name]
-    code_bytes, scale_bytes = layout.code_bytes, layout.scale_bytes
-    input_bytes, activation_scale_bytes = layout.values, layout.values // 32 * VALUES_PER_SCALE
-    many, one = _BLOCKS[name](TILE, name), _BLOCKS[name](2 if fine else 1, name)
-    rows_at_once = 1 if fine else TILE
+    many, one = _group(TILE, name), _group(2 if fine else 1, name)
+    rows_at_once, distance = 1 if fine else TILE, PREFETCH.get(name, PREFETCH_OTHERS)
 
     @helper
     def group_by_tile(record, weights, blocks, x, s, output, bias):
         x_stride, s_stride = get(record, F.input_stride), get(record, F.scales_stride)
         zero = splat_float(0.0)
-        tile = (zero, zero, zero, zero)
-        scales = weights + blocks * code_bytes
-        for block in range(blocks):
-            tile = many(
-                tile, weights + block * code_bytes, scales + block * scale_bytes,
-                x + block * input_bytes, x_stride, s + block * activation_scale_bytes, s_stride, 0,
-            )  # fmt: skip
+        tile = many((zero, zero, zero, zero), weights, blocks, x, x_stride, s, s_stride, 0)
         store_tile(tile, output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
     if fine:  # a row and its remainder are a tile of two
@@ -404,16 +514,8 @@ def kernel(variant):
 
     @helper
     def group_by_row(record, weights, blocks, x, s, output, bias):
-        tile = no_results()
-        scales = weights + blocks * code_bytes
         fine_codes, fine_scales = get(record, F.fine_codes), get(record, F.fine_scales)
-        for block in range(blocks):
-            # Codes and scales are read from two places, but all of both are prefetched once, in their order.
-            ahead = weights + PREFETCH + block * (code_bytes + scale_bytes)
-            tile = one(
-                tile, weights + block * code_bytes, scales + block * scale_bytes, x + block * input_bytes, fine_codes,
-                s + block * activation_scale_bytes, fine_scales, ahead,
-            )  # fmt: skip
+        tile = one(no_results(), weights, blocks, x, fine_codes, s, fine_scales, distance)
         store(tile, output, bias, get(record, F.accumulate))
 
     def matmul(record, thread, threads):
