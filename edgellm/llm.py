@@ -111,13 +111,14 @@ class LLM:
         with ExitStack() as cleanup:
             file = open_gguf(path)
             cleanup.callback(file.close)
-            tokenizer = Tokenizer.load(file)
             sampling = Sampling.from_metadata(file.metadata)
             if str(model) in ALIASES:
                 sampling = dataclasses.replace(sampling, **ALIASES[str(model)].sampling)
             graph = build_graph(file, context)
-            executor = _make_executor(backend, graph, file, threads, cache_type, progress)
+            text = _Text(file)
+            executor = _make_executor(backend, graph, file, threads, cache_type, progress, text.read)
             cleanup.callback(executor.close)
+            tokenizer = text.tokenizer
             plan = plan_cache(context, graph.context_length, executor.block_bytes, available_bytes())
             chunk = CHUNK_STEP * max(1, CHUNK_WEIGHT_BYTES // file.size_bytes // CHUNK_STEP)
             engine = Engine(executor, tokenizer, plan.context_length, plan.blocks, chunk)
@@ -315,6 +316,19 @@ class LLM:
         return "" if token is None else self.tokenizer.token_bytes(token).decode("utf-8", errors="replace")
 
 
+class _Text:
+    """The tokenizer of a file, which is read while the weights are packed."""
+
+    tokenizer: Tokenizer
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._file = file
+
+    def read(self) -> None:
+        self.tokenizer = Tokenizer.load(self._file)
+        self.tokenizer.prepare()
+
+
 def _close(engine: Engine, file: GGUFFile) -> None:
     engine.close()
     file.close()
@@ -328,6 +342,7 @@ def _make_executor(
     threads: int | None,
     cache_type: CacheType,
     progress: Progress | None,
+    meanwhile: Callable[[], None],
 ) -> Executor:
     from edgellm.weights import WeightStore
 
@@ -335,10 +350,11 @@ def _make_executor(
     if backend == "reference":
         from edgellm.platforms.reference import ReferenceExecutor
 
+        meanwhile()
         return ReferenceExecutor(graph, weights)
     from edgellm.platforms.cpu import CPUExecutor
 
-    return CPUExecutor(graph, weights, threads=threads, cache_type=cache_type, progress=progress)
+    return CPUExecutor(graph, weights, threads=threads, cache_type=cache_type, progress=progress, meanwhile=meanwhile)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -65,6 +65,9 @@ _KINDS = {
 }
 
 
+VARIANTS = tuple(_KINDS)
+
+
 def kernel(variant):
     """The kernel of one function."""
     function, adds = _KINDS[variant], variant == "add"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from edgellm.kernels.simd import TARGET, instruction
+from edgellm.kernels.simd import TARGET, call_named, instruction
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 _pointer = ir.PointerType()
-_X86 = TARGET.has("sse2")
-_FLUSH = 0x8040  # flush to zero, denormals are zero
+_X86, _ARM = TARGET.has("sse2"), TARGET.has("neon")
+_FLUSH = 0x8040  # in MXCSR: flush to zero, denormals are zero
+_FLUSH_ARM = 1 << 24  # in FPCR: both
+_WHOLE_SYSTEM = 15  # the operand of a barrier instruction
 
 
 @instruction(types.int64, types.int64)
@@ -33,8 +35,10 @@ def atomic_exchange(builder, address, value):
 def pause(builder):
     """Tell the core that this is a waiting loop."""
     if _X86:
-        kind = ir.FunctionType(ir.VoidType(), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        call_named(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+    elif _ARM:
+        # "yield" does nothing on most cores; emptying the pipeline takes about as long as pausing does elsewhere.
+        call_named(builder, "llvm.aarch64.isb", ir.VoidType(), [ir.Constant(_i32, _WHOLE_SYSTEM)])
 
 
 class _FunctionAddress(ir.instructions.CastInstr):
@@ -68,22 +72,26 @@ def call_kernel(builder, address, record, thread, threads):
 def flush_denormals(builder):
     """Treat denormal numbers as zero in this thread: one operand of them costs a hundred cycles. Returns the state
     before."""
+    if _ARM:
+        state = call_named(builder, "llvm.aarch64.get.fpcr", _i64, [])
+        call_named(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), [builder.or_(state, ir.Constant(_i64, _FLUSH_ARM))])
+        return state
     if not _X86:
         return ir.Constant(_i64, 0)
     place = cgutils.alloca_once(builder, _i32)
-    kind = ir.FunctionType(ir.VoidType(), [_pointer])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.stmxcsr"), [place])
+    call_named(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), [place])
     state = builder.load(place, typ=_i32)
     builder.store(builder.or_(state, ir.Constant(_i32, _FLUSH)), place)
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr"), [place])
+    call_named(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [place])
     return builder.zext(state, _i64)
 
 
 @instruction(types.none, types.int64)
 def restore_denormals(builder, state):
     """Put back what `flush_denormals` returned: the thread may be the host application's."""
-    if _X86:
+    if _ARM:
+        call_named(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), [state])
+    elif _X86:
         place = cgutils.alloca_once(builder, _i32)
         builder.store(builder.trunc(state, _i32), place)
-        kind = ir.FunctionType(ir.VoidType(), [_pointer])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr"), [place])
+        call_named(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [place])

@@ -163,6 +163,9 @@ def _finish_query(scratch, query, width, padded):
         set_float(output + 4 * column, float_at(sums + 4 * column) * inverse)
 
 
+VARIANTS = ("f16", "q8_0")
+
+
 def kernel(variant):
     """The attention kernel for one type of cache."""
     key_pair = _key_halves if variant == "f16" else _key_codes

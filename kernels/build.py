@@ -1,68 +1,76 @@
-"""Compile kernels to object files: ``python -m edgellm.kernels.build FOLDER NAME...``.
+"""Compile all kernels for common CPUs: ``python -m edgellm.kernels.build [--target NAME ...] [--output FOLDER]``.
 
-A name is MODULE.VARIANT: the module of this package whose ``kernel(variant)`` returns the Python function.
-Prints each name when its object is written.
+The archives go into the package itself unless another folder is named, so that a wheel built afterwards brings them
+and an installed edgellm has nothing to compile on a usual machine. Any machine can build for all of them.
 """
 
 from __future__ import annotations
 
-import importlib
+import argparse
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from edgellm.kernels.library import write_object
-from edgellm.kernels.target import current_target
-
-
-def _configure() -> None:
-    """Tell Numba the CPU before it makes its code generator, which keeps the first answer."""
-    from numba.core import config
-
-    target = current_target()
-    settings: Any = config
-    settings.CPU_NAME, settings.CPU_FEATURES = target.cpu_name, target.feature_string
+from edgellm.kernels.compiling import compile_in_children, compiler_command
+from edgellm.kernels.library import SHIPPED, KernelError, source_key
+from edgellm.kernels.object_files import ARCHIVE_SUFFIX, read_object, write_archive
+from edgellm.kernels.target import NAMED_TARGETS
 
 
-def compile_kernel(name: str, path: Path) -> None:
-    """Compile one kernel and write its object file."""
-    _configure()
-    from numba.core import compiler, types
-    from numba.core.registry import cpu_target
-
-    module_name, _, variant = name.partition(".")
-    module = importlib.import_module(f"edgellm.kernels.{module_name}")
-    function = module.kernel(variant)
-    # The symbol is made from the name: two kernels of one factory must not clash when they are linked together.
-    function.__name__ = function.__qualname__ = f"edgellm_{module_name}_{variant}"
-    flags: Any = compiler.Flags()
-    flags.no_cpython_wrapper = True
-    flags.no_cfunc_wrapper = True
-    flags.error_model = "numpy"  # division by zero must not raise: there is nobody to catch it
-    typing_context, target_context = cpu_target.typing_context, cpu_target.target_context
-    typing_context.refresh()
-    target_context.refresh()
-    parameters = (types.int64,) * function.__code__.co_argcount
-    result = compiler.compile_extra(
-        typing_context, target_context, function, parameters, module_result(module), flags, {}
+def kernels_for(target_name: str) -> list[str]:
+    """Names of all kernels that there are for a target."""
+    result = subprocess.run(
+        compiler_command("-", target_name), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    write_object(path, result.fndesc.llvm_func_name, result.library._get_compiled_object())
+    if result.returncode != 0:
+        lines = result.stderr.strip().splitlines() or ["the compiler process was ended"]
+        raise KernelError(f"the kernels for {target_name} could not be listed: {lines[-1]}")
+    return result.stdout.split()
 
 
-def module_result(module: object) -> object:
-    """Kernels return nothing, unless their module says ``RESULT = "int64"``."""
-    from numba.core import types
+def build(target_name: str, output: Path, names: Sequence[str] | None = None) -> Path:
+    """Compile kernels, all by default, for a named target into an archive; returns its path.
 
-    return getattr(types, getattr(module, "RESULT", "none"))
+    Raises:
+        KernelError: a kernel did not compile.
+    """
+
+    def report(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{target_name}: {done} of {total}", end="", file=sys.stderr, flush=True)
+
+    names = kernels_for(target_name) if names is None else names
+    with tempfile.TemporaryDirectory(prefix="edgellm-build-") as folder:
+        compile_in_children(names, Path(folder), report, target_name=target_name)
+        objects = {}
+        for name in sorted(names):
+            item = read_object(Path(folder) / f"{name}.o")
+            if item is None:
+                raise KernelError(f"kernel {name} did not compile for {target_name}")
+            objects[name] = item
+    path = output / f"{target_name}{ARCHIVE_SUFFIX}"
+    write_archive(path, source_key(), objects)
+    return path
 
 
-def main(arguments: list[str]) -> None:
-    """Compile the named kernels into a folder."""
-    folder = Path(arguments[0])
-    for name in arguments[1:]:
-        compile_kernel(name, folder / f"{name}.o")
-        print(name, flush=True)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m edgellm.kernels.build", description=__doc__)
+    parser.add_argument("--target", action="append", choices=list(NAMED_TARGETS), help="which CPU; all by default")
+    parser.add_argument("--output", type=Path, default=SHIPPED, help="folder for the archives; by default the package")
+    parser.add_argument("--kernel", action="append", metavar="NAME", help="which kernel; all by default")
+    options = parser.parse_args(arguments)
+    for target_name in options.target or NAMED_TARGETS:
+        began = time.monotonic()
+        try:
+            path = build(target_name, options.output, options.kernel)
+        except (KernelError, OSError) as error:
+            sys.exit(f"error: {error}")
+        print(f"{path}: {path.stat().st_size} bytes in {time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

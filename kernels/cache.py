@@ -78,6 +78,9 @@ def _value_codes(source, target, slot, width):
         store_bytes(row + 32 * block + 16, round_to_ints(load_floats(place + 64) * inverse))
 
 
+VARIANTS = ("f16", "q8_0")
+
+
 def kernel(variant):
     """The kernel that stores one layer's keys and values; (row, head) pairs are shared among the threads."""
     halves = variant == "f16"

@@ -20,7 +20,7 @@ from numba.core.registry import cpu_target
 from edgellm.kernels.target import Target, choose_target
 
 
-class CrossCodegen(codegen.AOTCPUCodegen):  # type: ignore[misc]
+class CrossCodegen(codegen.AOTCPUCodegen):
     """Numba's generator of object files, for the triple, CPU and features of a target."""
 
     def __init__(self, target: Target) -> None:
@@ -36,14 +36,15 @@ class CrossCodegen(codegen.AOTCPUCodegen):  # type: ignore[misc]
 
     def _init(self, llvm_module: Any) -> None:
         # As the base class does, but without an engine that would run the code in this process.
+        settings: Any = config
         machine = llvm.Target.from_triple(self._target.triple).create_target_machine(
             cpu=self._target.cpu_name,
             features=self._target.feature_string,
-            opt=int(config.OPT),
+            opt=int(settings.OPT),
             reloc="pic",
             codemodel="default",
         )
-        self._llvm_module, self._tm, self._engine = llvm_module, machine, None
+        self._llvm_module, self._tm = llvm_module, machine
         self._target_data = machine.target_data
         self._data_layout = str(self._target_data)
         self._tm_features = self._target.feature_string
@@ -117,7 +118,7 @@ def compile_kernel(name: str, target: Target) -> bytes:
     return code
 
 
-def kernel_assembly(name: str, target: Target) -> str:
-    """The same as assembly text, to be read."""
-    text: str = _compile(name, target).get_asm_str()
-    return text
+def compile_with_assembly(name: str, target: Target) -> tuple[bytes, str]:
+    """The object file and the same code as text, to be read."""
+    library = _compile(name, target)
+    return library.emit_native_object(), library.get_asm_str()

@@ -6,7 +6,7 @@ The record is that of `edgellm.kernels.matmul`; ``blocks`` counts single columns
 from __future__ import annotations
 
 from edgellm.kernels.matmul import ROW_BLOCK, store_result, store_tile
-from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
     broadcast_float,
@@ -25,13 +25,19 @@ from edgellm.kernels.simd import (
 TILE = 4
 
 
-def kernel(name):
-    """The kernel ``output[row, :] = weights @ input[row]`` for one float format."""
+VARIANTS = tuple(sorted(FLOAT_FORMATS))
+
+
+def group_products(name):
+    """Products of a group of 16 weight rows and a tile of activation rows, or one, as those of the quantized formats.
+
+    The address of scales is not used.
+    """
     size = FORMATS[name].code_bytes
     load = {"f32": load_floats, "f16": load_halves, "bf16": load_bfloats}[name]
 
     @helper
-    def four_rows(record, weights, columns, x, output, bias):
+    def four_rows(record, weights, columns, x, s, output, bias):
         x_stride = get(record, F.input_stride)
         a = b = c = d = splat_float(0.0)
         for column in range(columns):
@@ -43,7 +49,7 @@ def kernel(name):
         store_tile((a, b, c, d), output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
     @helper
-    def one_row(record, weights, columns, x, output, bias):
+    def one_row(record, weights, columns, x, s, output, bias):
         # Four sums hide the latency of the additions.
         a = b = c = d = splat_float(0.0)
         column = 0
@@ -59,6 +65,13 @@ def kernel(name):
             a = multiply_add(load(weights + column * size), broadcast_float(x + 4 * column), a)
             column += 1
         store_result((a + b) + (c + d), output, bias, get(record, F.accumulate))
+
+    return four_rows, one_row, TILE
+
+
+def kernel(name):
+    """The kernel ``output[row, :] = weights @ input[row]`` for one float format."""
+    four_rows, one_row, _ = group_products(name)
 
     def matmul(record, thread, threads):
         rows, groups, columns = (
@@ -83,6 +96,7 @@ def kernel(name):
                         weights,
                         columns,
                         x + row * x_stride,
+                        0,
                         output + row * get(record, F.output_stride),
                         bias,
                     )
@@ -93,6 +107,7 @@ def kernel(name):
                         weights,
                         columns,
                         x + row * x_stride,
+                        0,
                         output + row * get(record, F.output_stride),
                         bias,
                     )

@@ -72,6 +72,9 @@ def _write(record, source, output, mean, factor, first, end):
         column += 1
 
 
+VARIANTS = ("rms", "layer")
+
+
 def kernel(variant):
     """The normalization kernel of one kind."""
     centred = variant == "layer"

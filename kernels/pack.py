@@ -291,6 +291,9 @@ def _plain(size):
     return pack_group
 
 
+VARIANTS = tuple(RECIPES)
+
+
 def kernel(variant):
     """The kernel that packs weights of one type; only whole groups of 16 rows."""
     recipe = RECIPES[variant]

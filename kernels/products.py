@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from edgellm.kernels.products_arm import ARM, dot4_arm, lookup16_arm
 from edgellm.kernels.simd import (
     BYTES_IR,
     INTS,
@@ -45,8 +46,8 @@ def _dot4_words(builder, total, weights, inputs):
     return join(builder, results)
 
 
-def _dot4_generic(builder, total, weights, inputs):
-    """dot4 in plain IR, for CPUs other than x86."""
+def _dot4_plain(builder, total, weights, inputs):
+    """dot4 in plain IR, for CPUs other than x86 and ARM."""
     for shift in (0, 8, 16, 24):
         weight = builder.and_(builder.lshr(weights, ints_constant(shift)), ints_constant(0xFF))
         value = builder.ashr(builder.shl(inputs, ints_constant(24 - shift)), ints_constant(24))
@@ -69,7 +70,9 @@ def dot4_ir(builder, total, weights, inputs):
         ])  # fmt: skip
     if TARGET.has("sse2"):
         return _dot4_words(builder, total, weights, inputs)
-    return _dot4_generic(builder, total, weights, inputs)
+    if ARM:
+        return dot4_arm(builder, total, weights, inputs)
+    return _dot4_plain(builder, total, weights, inputs)
 
 
 @instruction(INTS, INTS, INTS, INTS)
@@ -93,6 +96,8 @@ def lookup16(table):
                 call_named(builder, "llvm.x86.avx2.pshuf.b", entries.type, [entries, half])
                 for half in slices(builder, indices, 2)
             ])  # fmt: skip
+        elif ARM:
+            found = lookup16_arm(builder, table, indices)
         else:
             found = constant_lanes(_i8, [table[0]] * 64)
             for number, entry in enumerate(table[1:], start=1):

@@ -68,6 +68,9 @@ def quantize_block(source, codes, scales, fine_codes, fine_scales):
         )
 
 
+VARIANTS = ("all",)
+
+
 def kernel(variant):
     """The kernel that quantizes rows; blocks of all rows are shared among the threads."""
 

@@ -35,6 +35,35 @@ MATMUL = _record(
 )
 
 
+# edgellm.kernels.amx_input
+AMX_INPUT = _record(
+    "AMXInput",
+    "rows",  # address of the number of activation rows
+    "columns",  # a multiple of 32
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "output",  # address of bfloat16 in the order of tiles
+)
+
+
+# edgellm.kernels.matmul_amx
+MATMUL_AMX = _record(
+    "MatmulAMX",
+    "rows",  # address of the number of activation rows
+    "weights",  # address of the first group
+    "groups",  # number of groups of 16 weight rows
+    "columns",  # values along a weight row, a multiple of 32
+    "input",  # address of what amx_input wrote
+    "output",  # address of float32 results
+    "output_stride",  # bytes
+    "bias",  # address of float32, or 0
+    "accumulate",  # 1: add to what the output holds
+    "group_bytes",  # from one group of weights to the next
+    "scratch",  # address of each thread's memory, on a cache line, see amx_layout.py
+    "scratch_stride",  # bytes
+)
+
+
 # edgellm.kernels.pack
 PACK = _record(
     "Pack",

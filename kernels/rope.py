@@ -9,6 +9,8 @@ from __future__ import annotations
 from edgellm.kernels.records import ROPE as F
 from edgellm.kernels.simd import float_at, get, int64_at, set_float, share
 
+VARIANTS = ("interleaved", "halves")
+
 
 def kernel(variant):
     """The rotation kernel for one arrangement of the pairs."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from edgellm.kernels.records import ROWS as F
 from edgellm.kernels.simd import get, int32_at, int64_at, load_floats, share, store_floats
 
+VARIANTS = ("select",)
+
 
 def kernel(variant):
     """The copying kernel."""

@@ -106,7 +106,7 @@ def target_for(instruction_set: str) -> Target:
         host = dict(llvm.get_host_cpu_features().items())
     present = {name for name, on in host.items() if on}
     name = llvm.get_host_cpu_name()
-    if instruction_set != "native":
+    if instruction_set not in ("native", "amx_emulated"):
         if instruction_set not in INSTRUCTION_SETS:
             known = ", ".join(["native", *INSTRUCTION_SETS])
             raise InvalidSettingError(f"EDGELLM_INSTRUCTION_SET is {instruction_set!r}", f"use one of {known}")
@@ -152,20 +152,16 @@ _ARM_FEATURES: Mapping[str, tuple[int, str]] = {
 
 def _arm_features() -> dict[str, bool]:
     """Whether the CPU and the system have each of `_ARM_FEATURES`; empty where the system does not tell."""
-    if sys.platform == "linux":
-        return _linux_arm_features()
-    if sys.platform == "darwin":
-        return _macos_arm_features()
-    return {}
+    ask = {"linux": _linux_arm_features, "darwin": _macos_arm_features}.get(sys.platform)
+    return ask() if ask else {}
 
 
 def _linux_arm_features() -> dict[str, bool]:
     import ctypes
 
-    library = ctypes.CDLL(None)
-    library.getauxval.restype = library.getauxval.argtypes = ctypes.c_ulong
-    library.getauxval.argtypes = [ctypes.c_ulong]
-    bits = library.getauxval(16) | library.getauxval(26) << 64  # AT_HWCAP, AT_HWCAP2
+    ask = ctypes.CDLL(None).getauxval
+    ask.restype, ask.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    bits = ask(16) | ask(26) << 64  # AT_HWCAP, AT_HWCAP2
     return {name: bool(bits >> bit & 1) for name, (bit, _) in _ARM_FEATURES.items()}
 
 

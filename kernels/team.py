@@ -81,6 +81,9 @@ def _wait_for_work(team, seen):
     return seen
 
 
+VARIANTS = ("run", "work", "start")
+
+
 def kernel(variant):
     """``run(team, thread, threads)``: one plan. ``work(team, thread, seen)``: plans until none comes for a while
     (returns the last step's number) or the team is closed (returns -1)."""

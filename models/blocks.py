@@ -92,12 +92,12 @@ class GraphBuilder(OperationWriter):
         block, width = f"blk.{layer}", self.parameters.per_layer("feed_forward_length", self.layers)[layer]
         if not gated:
             active = self.activation(kind, self.linear(x, f"{block}.ffn_up", width))
-        elif self.has(f"{block}.ffn_gate.weight"):
-            gate = self.linear(x, f"{block}.ffn_gate", width)
-            active = self.activation(kind, gate, self.linear(x, f"{block}.ffn_up", width))
-        else:
+        elif not self.has(f"{block}.ffn_gate.weight") and self.shape(f"{block}.ffn_up.weight")[0] == 2 * width:
             gate = self.linear(x, f"{block}.ffn_up", width, part=(0, 2 * width))
             active = self.activation(kind, gate, self.linear(x, f"{block}.ffn_up", width, part=(width, 2 * width)))
+        else:
+            gate = self.linear(x, f"{block}.ffn_gate", width)
+            active = self.activation(kind, gate, self.linear(x, f"{block}.ffn_up", width))
         return self.linear(active, f"{block}.ffn_down", self.width)
 
     def is_mixture(self, layer: int) -> bool:

@@ -84,16 +84,16 @@ def latent_attention(model: GraphBuilder, x: Value, layer: int, sizes: Latent) -
     latent = model.norm(latent, f"{block}.attn_kv_a_norm")
     turned_key = model.linear(x, f"{block}.attn_kv_a_mqa", sizes.turned, part=(rank, rows))
     turned_key = model.rope(turned_key, 1, sizes.rope)
-    if model.has(f"{block}.attn_k_b.weight"):
-        absorbed = model.stacked_linear(plain, f"{block}.attn_k_b", rank, heads)
-        query, key = model.join(absorbed, turned, heads), model.join(latent, turned_key, 1)
-        seen = model.latent_attention(query, key, rank, layer, sizes.scale)
-        seen = model.stacked_linear(seen, f"{block}.attn_v_b", sizes.value, heads)
-    else:
+    if model.has(f"{block}.attn_kv_b.weight"):
         if model.kv_heads[layer] != heads:
             raise CorruptFileError(f"{block} has keys of {model.kv_heads[layer]} heads, expected {heads}")
         both = model.linear(latent, f"{block}.attn_kv_b", heads * (sizes.plain + sizes.value))
         key = model.join(model.slice(both, heads, 0, sizes.plain), turned_key, heads, shared=True)
         value = model.slice(both, heads, sizes.plain, sizes.value)
         seen = model.attention(model.join(plain, turned, heads), key, value, layer, sizes.scale)
+    else:
+        absorbed = model.stacked_linear(plain, f"{block}.attn_k_b", rank, heads)
+        query, key = model.join(absorbed, turned, heads), model.join(latent, turned_key, 1)
+        seen = model.latent_attention(query, key, rank, layer, sizes.scale)
+        seen = model.stacked_linear(seen, f"{block}.attn_v_b", sizes.value, heads)
     return model.linear(seen, f"{block}.attn_output", model.width)

@@ -15,7 +15,9 @@ from edgellm.graph import Attention, Graph, Linear, Norm
 from edgellm.kernels.library import KernelLibrary
 from edgellm.kernels.packing import PackedMatrix
 from edgellm.kernels.target import current_target
+from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
+from edgellm.platforms.cpu_amx import FEWEST_ROWS, TiledProducts, tile_kernels
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
@@ -81,6 +83,9 @@ class CPUExecutor:
     def _load_kernels(self, cache_type: str, loader: WeightLoader) -> None:
         formats = {name: matrix.format.name for name, matrix in loader.matrices.items()}
         names = kernel_names(self.graph, formats, cache_type) | set(TEAM_KERNELS) | loader.kernels
+        mode = amx_mode()
+        self._tiles = TiledProducts(mode, self.threads) if mode else None
+        names |= tile_kernels(loader.matrices, mode) if mode else set()
         library = KernelLibrary(current_target(), kernels_folder(), self._progress)
         self._addresses = library.load(sorted(names))
         self._size = TeamSize(self.threads, adapt=self._adapt)
@@ -109,13 +114,16 @@ class CPUExecutor:
             raise
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
-        planner = Planner(self.graph, matrices, self._read_vectors(), cache_type, self._cache, self.threads)
+        planner = Planner(
+            self.graph, matrices, self._read_vectors(), cache_type, self._cache, self.threads, self._tiles
+        )
         steps = planner.plan()
         self._planner = planner  # keeps buffers, constants and matrices alive
         self._matrices = matrices
         self._inputs = planner.inputs
         self._body = _plan_array(steps[: planner.body], self._addresses)
         self._head = _plan_array(steps[planner.body :], self._addresses)
+        self._tiled_body = _plan_array(planner.tiled_body, self._addresses)
         vocabulary = self.graph.vocabulary_size
         logits = planner.logits
         self._logits = np.lib.stride_tricks.as_strided(
@@ -172,7 +180,8 @@ class CPUExecutor:
             self._check_open()
             self._take(batch)
             begin = time.perf_counter()
-            self._team.run(self._body, self._size.threads)
+            many = self._tiles is not None and len(batch.tokens) >= FEWEST_ROWS
+            self._team.run(self._tiled_body if many else self._body, self._size.threads)
             logits = self._run_head(batch.outputs)
             if len(batch.tokens) == 1:  # only these are alike enough to be compared
                 now = time.perf_counter()

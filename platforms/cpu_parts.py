@@ -32,6 +32,7 @@ from edgellm.kernels.packing import FLOAT_FORMATS, aligned_zeros
 MAX_ROWS = 256
 MAX_OUTPUTS = 16
 ROWS, OUTPUTS = "rows", "outputs"  # which of the two counts of a step an operation works on
+ANY_ROWS, FEW_ROWS, MANY_ROWS = "any", "few", "many"  # the steps that a kernel call is for
 Int64Array = NDArray[np.int64]
 
 
@@ -69,7 +70,10 @@ class Quantized:
 
 @dataclass
 class Step:
-    """One kernel call; ``share`` names how its work is split: equal names touch the same parts in the same thread."""
+    """One kernel call; ``share`` names how its work is split: equal names touch the same parts in the same thread.
+
+    ``rows`` tells for which steps it is: those of few rows, of many, or any.
+    """
 
     kernel: str
     record: Int64Array
@@ -77,6 +81,7 @@ class Step:
     writes: list[Buffer]
     share: tuple[object, ...] | None = None
     barrier: bool = False
+    rows: str = ANY_ROWS
 
 
 @dataclass

@@ -8,6 +8,7 @@ it), and puts a barrier only where an operation touches what another thread may 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,11 @@ from edgellm.graph import (
 )
 from edgellm.kernels import records
 from edgellm.kernels.packing import FLOAT_FORMATS, PackedMatrix, aligned_empty
+from edgellm.platforms.cpu_amx import TiledProducts, without_codes
 from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
 from edgellm.platforms.cpu_parts import (
+    FEW_ROWS,
+    MANY_ROWS,
     MAX_OUTPUTS,
     MAX_ROWS,
     OUTPUTS,
@@ -53,7 +57,7 @@ from edgellm.platforms.cpu_parts import (
 
 class Planner:
     """Turns a graph into steps. After `plan`, ``steps[:body]`` run once per step and ``steps[body:]`` once for every
-    MAX_OUTPUTS rows whose logits are wanted."""
+    MAX_OUTPUTS rows whose logits are wanted. With tiles, ``tiled_body`` runs in place of the body for many rows."""
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Planner:
         cache_type: str,
         cache: CacheMemory,
         threads: int,
+        tiles: TiledProducts | None = None,
     ) -> None:
         self._graph, self._matrices, self._vectors = graph, matrices, vectors
         self._cache, self._cache_type, self._threads = cache, cache_type, threads
@@ -70,6 +75,8 @@ class Planner:
         self.pool = BufferPool()
         self.steps: list[Step] = []
         self.body = 0
+        self.tiled_body: list[Step] = []
+        self._tiles = tiles
         self.embeddings: list[tuple[Embedding, Buffer]] = []
         self.rope_tables: list[RopeTable] = []
         self.attention_records: list[tuple[int, Int64Array, Int64Array]] = []  # layer, store's and attention's record
@@ -141,6 +148,8 @@ class Planner:
             if quantized is not None:
                 self.pool.give(quantized.codes)
                 self.pool.give(quantized.scales)
+            if self._tiles is not None:
+                self._tiles.release(name, self.pool)
 
     # -- quantized activations ----------------------------------------------------------------------------------
 
@@ -193,7 +202,22 @@ class Planner:
                 **fields,
             )
             self._emit("quantize.all", record, [source], written)
+            if not self._many_read_codes(value):
+                self.steps[-1].rows = FEW_ROWS
         return self._quantized[value.name]
+
+    def _many_read_codes(self, value: Value) -> bool:
+        """Whether the codes of a value are wanted when there are many rows: products on tiles do not read them."""
+        tiles = self._tiles if self._count == ROWS else None
+        matrices = [self._matrices[op.weight] for op in self._readers[value.name] if isinstance(op, Linear)]
+        return tiles is None or any(
+            not tiles.takes(matrix) for matrix in matrices if matrix.format.name not in FLOAT_FORMATS
+        )
+
+    def _leave_codes_to_few(self, value: Value, codes_field: int) -> None:
+        """The last step quantizes its result, perhaps: not for many rows if nobody reads that."""
+        if value.name in self._quantized and not self._many_read_codes(value):
+            self.steps.append(without_codes(self.steps[-1], codes_field, self._quantized[value.name]))
 
     # -- operations ---------------------------------------------------------------------------------------------
 
@@ -204,7 +228,13 @@ class Planner:
         while number < len(operations):
             number += self._plan_one(number, operations[number])
         self.logits = self._buffers[self._graph.logits.name]
-        self._place_barriers()
+        body, head = self.steps[: self.body], self.steps[self.body :]
+        if self._tiles is not None:
+            self.tiled_body = [replace(step) for step in body if step.rows != FEW_ROWS]
+            place_barriers(self.tiled_body, 0)
+        body = [step for step in body if step.rows != MANY_ROWS]
+        self.steps, self.body = body + head, len(body)
+        place_barriers(self.steps, self.body)
         return self.steps
 
     def _plan_one(self, number: int, operation: Operation) -> int:
@@ -291,6 +321,11 @@ class Planner:
         )
         kernel = matmul_kernel(matrix.format.name, operation.out.name in self._fine)
         self._emit(kernel, record, reads, [target])
+        if self._tiles is not None and self._count == ROWS and self._tiles.takes(matrix):
+            self.steps[-1].rows = FEW_ROWS
+            self.steps += self._tiles.steps(
+                operation, record, matrix, self._buffers[operation.x.name], target, self.pool
+            )
 
     def _norm(self, operation: Norm, target: Buffer, accumulate: bool) -> None:
         source = self._buffers[operation.x.name]
@@ -318,6 +353,8 @@ class Planner:
         )
         share = (self._count, operation.heads) if operation.heads > 1 else ()
         self._emit(f"norm.{operation.kind}", record, [source], written, *share)
+        if fields:
+            self._leave_codes_to_few(operation.out, records.NORM.codes)
 
     def _rope_table(self, operation: Rope) -> RopeTable:
         key = (operation.frequencies, operation.magnitude)
@@ -407,6 +444,8 @@ class Planner:
             **fields,
         )
         self._emit(f"activation.{kind}", record, [a, *([b] if b else [])], [target, *written])
+        if out and fields:
+            self._leave_codes_to_few(out, records.ACTIVATION.codes)
 
     def _select_rows(self, operation: SelectRows) -> None:
         source = self._buffers[operation.x.name]
@@ -427,23 +466,22 @@ class Planner:
         # The head may run several times on the same hidden rows, so their buffer is never reused.
         self._last_use[operation.x.name] = len(self._graph.operations) + 1
 
-    # -- barriers -----------------------------------------------------------------------------------------------
 
-    def _place_barriers(self) -> None:
-        """A barrier before a step that reads what others wrote, or writes what others read or wrote, since the last
-        one; none where both split their work alike, so that each thread touches only its own part."""
-        written: dict[int, set[object]] = defaultdict(set)
-        read: dict[int, set[object]] = defaultdict(set)
-        for number, step in enumerate(self.steps):
-            share: object = step.share if step.share is not None else ("alone", number)
-            reads, writes = ({id(buffer.data) for buffer in group} for group in (step.reads, step.writes))
-            conflict = any(written[key] - {share} for key in reads | writes)
-            conflict = conflict or any(read[key] - {share} for key in writes)
-            if conflict or number == self.body:
-                step.barrier = number > 0
-                written.clear()
-                read.clear()
-            for key in writes:
-                written[key].add(share)
-            for key in reads:
-                read[key].add(share)
+def place_barriers(steps: list[Step], body: int) -> None:
+    """A barrier before a step that reads what others wrote, or writes what others read or wrote, since the last
+    one; none where both split their work alike, so that each thread touches only its own part."""
+    written: dict[int, set[object]] = defaultdict(set)
+    read: dict[int, set[object]] = defaultdict(set)
+    for number, step in enumerate(steps):
+        share: object = step.share if step.share is not None else ("alone", number)
+        reads, writes = ({id(buffer.data) for buffer in group} for group in (step.reads, step.writes))
+        conflict = any(written[key] - {share} for key in reads | writes)
+        conflict = conflict or any(read[key] - {share} for key in writes)
+        if conflict or number == body:
+            step.barrier = number > 0
+            written.clear()
+            read.clear()
+        for key in writes:
+            written[key].add(share)
+        for key in reads:
+            read[key].add(share)

@@ -79,14 +79,17 @@ def cpu_model() -> str:
 
 
 def describe() -> dict[str, object]:
-    """What ``edgellm doctor`` tells of the machine."""
-    target = current_target()
+    """What ``edgellm doctor`` tells of the machine; where the CPU has AMX it is tried out, if nobody has yet."""
+    from edgellm.platforms.amx import amx_status
+
+    target, tiles = current_target(), amx_status()
     return {
         "name": cpu_model(),
         "architecture": platform.machine(),
         "llvm_name": target.cpu_name,
         "features": sorted(target.features),
         "instruction_set": target.instruction_set,
+        "amx": None if tiles.state == "absent" else str(tiles),
         "physical_cores": physical_cores(),
         "logical_cores": len(available_cores()),
     }

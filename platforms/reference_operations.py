@@ -193,4 +193,5 @@ def join(a: Array, b: Array, heads: int, shared: bool) -> Array:
 def round_rows(x: Array) -> Array:
     """Each row in whole steps of its largest number / 127."""
     steps = 127 / np.maximum(np.abs(x).max(axis=1, keepdims=True), x.dtype.type(1e-5))
-    return np.rint(x * steps) / steps
+    rounded: Array = np.rint(x * steps) / steps
+    return rounded

@@ -128,7 +128,7 @@ class Side:
         from edgellm.platforms.batch import BLOCK_TOKENS
 
         layers = self._graph.cache
-        sizes = [layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers]
+        sizes = [layer.numbers for layer in layers]
         middle = self._test["depth"] + 1 + self._test["tokens"] / 2
         seen = [size * min(middle, layer.window or middle) for size, layer in zip(sizes, layers, strict=True)]
         of_sequence = self._executor.block_bytes / BLOCK_TOKENS * sum(seen) / sum(sizes)

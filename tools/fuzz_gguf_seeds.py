@@ -149,6 +149,8 @@ def _write_types(folder: Path) -> str:
     writer = GGUFWriter(folder / "types.gguf", "llama")
     random = np.random.default_rng(1)
     for tensor_type in TensorType:
+        if tensor_type.name not in GGMLQuantizationType.__members__:
+            continue
         known = GGML_QUANT_SIZES.get(GGMLQuantizationType(tensor_type.value))
         if known == (tensor_type.block_size, tensor_type.block_bytes):
             rows = random.integers(

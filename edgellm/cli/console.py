@@ -101,6 +101,7 @@ class ProgressDisplay:
     def __init__(self) -> None:
         self._stage = ""
         self._began = 0.0
+        self._began_with = 0
         self._last_line = 0.0
         self._bars: RichProgress | None = None
         self._task: TaskID | None = None
@@ -121,7 +122,7 @@ class ProgressDisplay:
         now = time.monotonic()
         if stage != self._stage:
             self._end_stage()
-            self._stage, self._began, self._last_line = stage, now, 0.0
+            self._stage, self._began, self._began_with, self._last_line = stage, now, done, 0.0
         bars = sys.stderr.isatty()
         if self._task is None and (now - self._began < (_PATIENCE if bars else _LINE_PATIENCE) or done >= total):
             return
@@ -142,7 +143,8 @@ class ProgressDisplay:
 
     def _amount(self, done: int, total: int) -> str:
         if self._stage in _BYTE_STAGES:
-            return f"{format_bytes(done)} of {format_bytes(total)}"
+            rate = (done - self._began_with) / max(1e-9, time.monotonic() - self._began)
+            return f"{format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s"
         return f"{number(done)} of {number(total)}"
 
     def _draw(self, done: int, total: int) -> None:

@@ -187,6 +187,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"cores     {cpu.get('physical_cores', '?')} physical, {cpu.get('logical_cores', '?')} logical",
         f"memory    {total}, {free} of it free",
     ]
+    if cpu.get("amx"):
+        lines.insert(4, f"amx       {cpu['amx']}")
     lines += _wrapped("features", [str(feature) for feature in cpu.get("features", [])])
     for folder in report["folders"]:
         size = f"{folder['files']} files, {format_bytes(folder['size_bytes'])}" if folder["exists"] else "not there yet"

@@ -18,7 +18,9 @@ Transform = Callable[[LazyTensor], LazyTensor]
 ValueType = Literal["u32", "i32", "f32", "string", "bool", "strings", "i32s", "f32s", "bools"]
 
 # Left behind by old versions of the modelling code: masks and frequencies that are computed anyway.
-_IGNORED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)")
+_IGNORED = re.compile(
+    r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,6 @@ class Builder:
         self.keys: dict[str, Key] = {}
         self.outputs: list[Output] = []
         self.notices: list[str] = []
-        self.expects_sentencepiece = False
         self.token_keys: dict[str, Key] = {}
         self.pre_tokenizer_hint: str | None = None
         self._tensors = dict(tensors)

@@ -116,7 +116,9 @@ def _read_index(folder: Path) -> dict[str, str]:
         raise CorruptFileError(f"{INDEX} has no weight_map", "fetch it again")
     for name, file in mapping.items():
         if not isinstance(file, str) or Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
-            raise CorruptFileError(f"{INDEX}: tensor {shown(name)} lies in {shown(str(file))}, which is no valid file name")
+            raise CorruptFileError(
+                f"{INDEX}: tensor {shown(name)} lies in {shown(str(file))}, which is no valid file name"
+            )
     return mapping
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgellm.convert.builder import Builder, Transform
-from edgellm.convert.tensors import LazyTensor, constant, permuted_heads, stacked
+from edgellm.convert.tensors import constant, permuted_heads, stacked
 from edgellm.errors import CorruptFileError, UnsupportedModelError
 from edgellm.gguf import TensorType
 
@@ -101,7 +101,10 @@ def expert_keys(model: Builder, count: int, used: int, width: int | None = None)
 
 
 def embedding_and_head(
-    model: Builder, norm: str = "model.norm", embedding: str = "model.embed_tokens", norm_change: Transform | None = None
+    model: Builder,
+    norm: str = "model.norm",
+    embedding: str = "model.embed_tokens",
+    norm_change: Transform | None = None,
 ) -> None:
     """The tensors outside the blocks. Where embedding and head are tied, only the embedding is written."""
     model.move(embedding, "token_embd")
@@ -189,5 +192,3 @@ def refuse_window(model: Builder) -> None:
             f"{model.architecture} with use_sliding_window = true cannot be written to a GGUF file",
             "set it to false in config.json to convert the model without its window",
         )
-
-

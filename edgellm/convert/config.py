@@ -86,7 +86,9 @@ class Config:
         value = self.get(name)
         if value is not None and value not in allowed:
             known = ", ".join(map(repr, allowed)) or "none"
-            raise UnsupportedModelError(f"{self.name} has {name} = {shown(str(value))}, which is not known", f"known: {known}")
+            raise UnsupportedModelError(
+                f"{self.name} has {name} = {shown(str(value))}, which is not known", f"known: {known}"
+            )
 
     def merged(self, other: Mapping[str, Any]) -> Config:
         """These values with others over them."""

@@ -25,9 +25,11 @@ PROBE = (
     "  indented   text\twith\t\ttabs \n \n\n   \r\n end of line   \n\t\n"
     "signs: !!! ... ??? -- ++ == != <= >= && || /path/to\\file #tag @user $5 €7 50% a_b __init__ (x){y}[z] ~`^\n"
     "//comment\n/*!*/\nfoo/\n=//=\n\"quoted\" 'single' “curly” ’tis don’t can't 'M'd'tS\n"
-    "中文汉字测试，标点。日本語のテキスト、カタカナ ひらがな 한국어 텍스트 ภาษาไทย កាន់តែ हिन्दी में العربية עברית Ελληνικά Русский нещо\n"
+    "中文汉字测试，标点。日本語のテキスト、カタカナ ひらがな "
+    "한국어 텍스트 ภาษาไทย កាន់តែ हिन्दी में العربية עברית Ελληνικά Русский нещо\n"
     "emoji 🚀😶\u200d🌫️ 🦙🦙 ✅ é e\u0301 ñ\u00a0x\u2009y z\u3000w �� <|endoftext|> <s> [INST] apple中english文 漢2字\n"
-    "        eight\n    four\n  two\n a b  c   d    e \u2028line\u2029para\x0bvt\x0cff\x85nel trailing   "
+    "two  12 three   345 tab\t67 line\n89\n        eight\n   "
+    " four\n  two\n a b  c   d    e \u2028line\u2029para\x0bvt\x0cff\x85nel trailing   "
 )
 
 # Where one way has several names: the one that says most about the model, then the oldest.

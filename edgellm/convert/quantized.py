@@ -34,7 +34,8 @@ def unquantized(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     if method == "mxfp4":
         return checkpoint.tensors  # the family repacks them as they are
     raise UnsupportedModelError(
-        f"the checkpoint is quantized with {shown(method)}, which cannot be converted", f"known: bitnet, mxfp4, fp8; {_HINT}"
+        f"the checkpoint is quantized with {shown(method)}, which cannot be converted",
+        f"known: bitnet, mxfp4, fp8; {_HINT}",
     )
 
 
@@ -85,7 +86,8 @@ def _unpacked(tensor: LazyTensor, scale: LazyTensor, divides: bool) -> LazyTenso
             parts.append(codes)
             row += count
         values = np.concatenate(parts).astype(np.float32) - np.float32(1)
-        return values / factor if divides else values * factor
+        scaled: Array = values / factor if divides else values * factor
+        return scaled
 
     return LazyTensor((rows, columns), "F32", load, is_ternary=True)
 
@@ -96,7 +98,8 @@ def rounded_to_ternary(tensor: LazyTensor) -> LazyTensor:
     def load(start: int, stop: int) -> NDArray[np.float32]:
         values = to_float32(tensor.load(start, stop), tensor.kind)
         scale = np.float32(max(np.abs(values).mean(dtype=np.float64), 1e-5))
-        return np.clip(np.rint(values / scale), -1, 1) * scale
+        rounded: NDArray[np.float32] = np.clip(np.rint(values / scale), -1, 1) * scale
+        return rounded
 
     return LazyTensor(tensor.shape, "F32", load, tensor.shape[0], is_ternary=True)
 
@@ -104,7 +107,9 @@ def rounded_to_ternary(tensor: LazyTensor) -> LazyTensor:
 def _fp8(tensors: dict[str, LazyTensor], settings: Config) -> dict[str, LazyTensor]:
     """DeepSeek V3's weights: 8-bit floats with a scale for each block of 128 x 128 values."""
     size = settings.get("weight_block_size")
-    if not (isinstance(size, list) and len(size) == 2 and all(type(item) is int and 0 < item <= 65536 for item in size)):
+    if not (
+        isinstance(size, list) and len(size) == 2 and all(type(item) is int and 0 < item <= 65536 for item in size)
+    ):
         raise UnsupportedModelError("fp8 weights without weight_block_size cannot be converted", _HINT)
     result: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():

@@ -55,6 +55,4 @@ def find_family(name: str) -> Describe:
     lowered = {item.lower(): item for item in known}
     near = [lowered[item] for item in difflib.get_close_matches(name[:60].lower(), lowered, n=2, cutoff=0.5)]
     hint = f"nearest: {', '.join(near)}; " if near else ""
-    raise UnsupportedModelError(
-        f"architecture {shown(name)} cannot be converted", f"{hint}known: {', '.join(known)}"
-    )
+    raise UnsupportedModelError(f"architecture {shown(name)} cannot be converted", f"{hint}known: {', '.join(known)}")

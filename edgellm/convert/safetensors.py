@@ -79,13 +79,12 @@ class SafetensorsFile:
     def read(self, tensor: StoredTensor, start: int, stop: int) -> NDArray[Any]:
         """Elements ``start`` to ``stop`` of the first dimension, freshly allocated, in the type of ``KINDS``."""
         dtype = KINDS[tensor.kind]
-        if not tensor.shape:
-            start, stop, shape = 0, 1, ()
-        else:
-            shape = (stop - start, *tensor.shape[1:])
+        shape: tuple[int, ...] = (stop - start, *tensor.shape[1:])
+        if not tensor.shape:  # a single number
+            start, shape = 0, ()
         item_bytes = math.prod(tensor.shape[1:]) * dtype.itemsize
         out = np.empty(shape, dtype)
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = out.reshape(-1).view(np.uint8).data
         done = 0
         with self._lock:
             self._file.seek(tensor.offset + start * item_bytes)

@@ -72,7 +72,9 @@ def read_sentencepiece(path: Path) -> Pieces | None:
         raise CorruptFileError(f"{path.name} is no valid SentencePiece model ({error})", "fetch it again") from None
     kind = trainer.get(_MODEL_TYPE, UNIGRAM)
     if kind not in (UNIGRAM, BPE):
-        raise UnsupportedModelError(f"{path.name} is a SentencePiece model of words or characters", "known: BPE, unigram")
+        raise UnsupportedModelError(
+            f"{path.name} is a SentencePiece model of words or characters", "known: BPE, unigram"
+        )
     prefix, spaces = normalizer.get(_DUMMY_PREFIX, 1), normalizer.get(_REMOVE_SPACES, 1)
     return Pieces(texts, scores, types, kind, bool(prefix), bool(spaces))
 

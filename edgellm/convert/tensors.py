@@ -74,9 +74,7 @@ def transposed(tensor: LazyTensor) -> LazyTensor:
     shape = (*lead, columns, rows)
     if lead:
         return LazyTensor(shape, tensor.kind, lambda start, stop: tensor.load(start, stop).swapaxes(-1, -2))
-    return LazyTensor(
-        shape, tensor.kind, lambda start, stop: tensor.load(0, rows).T[start:stop], step=columns
-    )
+    return LazyTensor(shape, tensor.kind, lambda start, stop: tensor.load(0, rows).T[start:stop], step=columns)
 
 
 def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:

@@ -12,6 +12,7 @@ from edgellm.convert.config import Config
 from edgellm.convert.pretokenizer import find_pre_tokenizer
 from edgellm.convert.safetensors import parse_json, shown
 from edgellm.convert.sentencepiece import BPE, Pieces, read_sentencepiece
+from edgellm.convert.tiktoken import merges, read_tiktoken
 from edgellm.errors import CorruptFileError, UnsupportedModelError
 from edgellm.tokenizer.pretokenizers import PRE_TOKENIZERS
 
@@ -43,6 +44,7 @@ class Tokens:
     scores: list[float] | None = None
     merges: list[str] | None = None
     pre_tokenizer: str = "default"
+    add_space_prefix: bool | None = None
 
     def put(self, number: int, text: str, kind: int, score: float = 0.0) -> None:
         """Set a token, with unused ones before it where there is a gap."""
@@ -93,10 +95,12 @@ class TokenizerFiles:
         if isinstance(from_tokenizer, list):
             listed += [entry for entry in from_tokenizer if isinstance(entry, dict)]
         for entry in listed:
-            number, text = entry.get("id"), entry.get("content")
-            if not isinstance(number, int) or isinstance(number, bool) or not isinstance(text, str):
-                raise CorruptFileError(f"an added token has no id or text: {shown(str(entry))}", "fetch the files again")
-            found[number] = (text, entry.get("special") is True)
+            given, content = entry.get("id"), entry.get("content")
+            if not isinstance(given, int) or isinstance(given, bool) or not isinstance(content, str):
+                raise CorruptFileError(
+                    f"an added token has no id or text: {shown(str(entry))}", "fetch the files again"
+                )
+            found[given] = (content, entry.get("special") is True)
         return found
 
 
@@ -140,6 +144,8 @@ def tokenizer_keys(
     keys[f"{_PREFIX}token_type"] = Key(tokens.types, "i32s")
     if tokens.merges is not None:
         keys[f"{_PREFIX}merges"] = Key(tokens.merges, "strings")
+    if tokens.add_space_prefix is not None:
+        keys[f"{_PREFIX}add_space_prefix"] = Key(tokens.add_space_prefix, "bool")
     ids = {text: number for number, text in enumerate(tokens.texts)}
     keys.update(_special_keys(files, config, ids, rows))
     keys.update(_template_keys(files))
@@ -151,6 +157,8 @@ def _read_tokens(files: TokenizerFiles, hint: str | None, forced: str | None) ->
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind is None:
         pieces = files.pieces()
+        if pieces is None and (files.folder / "tiktoken.model").is_file():
+            return _from_tiktoken(files, forced)
         if pieces is None:
             raise CorruptFileError(
                 "the checkpoint has neither tokenizer.json nor a SentencePiece tokenizer.model",
@@ -167,7 +175,8 @@ def _read_tokens(files: TokenizerFiles, hint: str | None, forced: str | None) ->
         if kind == "BPE":
             return _from_merges(model, files)
     raise UnsupportedModelError(
-        f"tokenizers of the kind {shown(str(kind))} cannot be converted from tokenizer.json", "known: BPE, SentencePiece BPE"
+        f"tokenizers of the kind {shown(str(kind))} cannot be converted from tokenizer.json",
+        "known: BPE, SentencePiece BPE",
     )
 
 
@@ -212,21 +221,49 @@ def _byte_level(model: dict[str, Any], files: TokenizerFiles, hint: str | None, 
     # A space within a part would end it: it is written as GPT-2 writes a space.
     tokens.merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in _merges(model)]
     if forced is not None:
-        if forced not in PRE_TOKENIZERS:
-            raise UnsupportedModelError(
-                f"pre-tokenizer {shown(forced)} is not known", f"known: {', '.join(sorted(PRE_TOKENIZERS))}"
-            )
-        tokens.pre_tokenizer = forced
+        tokens.pre_tokenizer = _known(forced)
     else:
         description = files.tokenizer.get("pre_tokenizer")
         tokens.pre_tokenizer = find_pre_tokenizer(description, model.get("ignore_merges") is True, hint)
     return tokens
 
 
+def _from_tiktoken(files: TokenizerFiles, forced: str | None) -> Tokens:
+    """A vocabulary whose way of cutting text is a program in the checkpoint, which is not run: it must be known."""
+    if forced is None and files.settings.get("tokenizer_class") != "TikTokenTokenizer":
+        raise UnsupportedModelError(
+            "how tiktoken.model cuts text is not written anywhere", "name a known way: --pre-tokenizer NAME"
+        )
+    ranks = read_tiktoken(files.folder / "tiktoken.model")
+    letters = _byte_letters()
+    tokens = Tokens("gpt2", pre_tokenizer=_known(forced) if forced else "kimi-k2")
+    for token, rank in ranks.items():
+        tokens.put(rank, token.decode("latin-1").translate(letters), NORMAL)
+    tokens.merges = [" ".join(part.decode("latin-1").translate(letters) for part in pair) for pair in merges(ranks)]
+    for number, (text, special) in files.added_tokens().items():
+        tokens.put(number, text, CONTROL if special or _looks_special(text) else USER_DEFINED)
+    return tokens
+
+
+def _byte_letters() -> dict[int, int]:
+    """Byte to the printable character that GPT-2 writes it with."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return {byte: byte if byte in printable else next(others) for byte in range(0x100)}
+
+
+def _known(name: str) -> str:
+    if name not in PRE_TOKENIZERS:
+        raise UnsupportedModelError(
+            f"pre-tokenizer {shown(name)} is not known", f"known: {', '.join(sorted(PRE_TOKENIZERS))}"
+        )
+    return name
+
+
 def _from_pieces(pieces: Pieces, files: TokenizerFiles) -> Tokens:
     if pieces.kind != BPE:
         raise UnsupportedModelError("tokenizer.model is a unigram model, which no known family here uses")
-    tokens = Tokens("llama", scores=[])
+    tokens = Tokens("llama", scores=[], add_space_prefix=pieces.add_dummy_prefix)
     for number, (text, score, kind) in enumerate(zip(pieces.texts, pieces.scores, pieces.types, strict=True)):
         tokens.put(number, text, kind, score)
     _put_added(tokens, files)
@@ -235,7 +272,7 @@ def _from_pieces(pieces: Pieces, files: TokenizerFiles) -> Tokens:
 
 def _from_merges(model: dict[str, Any], files: TokenizerFiles) -> Tokens:
     """SentencePiece's vocabulary from its rewriting as merges: the earlier a token is made, the higher its score."""
-    tokens = Tokens("llama", scores=[])
+    tokens = Tokens("llama", scores=[], add_space_prefix=_prepends_space(files.tokenizer))
     ranks: dict[str, int] = {}
     for left, right in _merges(model):
         ranks.setdefault(left + right, len(ranks))
@@ -250,6 +287,24 @@ def _from_merges(model: dict[str, Any], files: TokenizerFiles) -> Tokens:
         tokens.put(number, text, kind, score)
     _put_added(tokens, files)
     return tokens
+
+
+def _prepends_space(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a space is put before the text: by a normalizer, or by the stage that writes spaces as U+2581."""
+
+    def stages(value: Any, depth: int = 0) -> list[Mapping[str, Any]]:
+        if isinstance(value, list) and depth < 6:
+            return [stage for part in value for stage in stages(part, depth + 1)]
+        if not isinstance(value, dict) or depth >= 6:
+            return []
+        parts = [value.get(name) for name in ("normalizers", "pretokenizers")]
+        return [value, *(stage for part in parts for stage in stages(part, depth + 1))]
+
+    for stage in [*stages(tokenizer.get("normalizer")), *stages(tokenizer.get("pre_tokenizer"))]:
+        scheme = stage.get("prepend_scheme", "always" if stage.get("add_prefix_space", True) else "never")
+        if stage.get("type") == "Prepend" or (stage.get("type") == "Metaspace" and scheme != "never"):
+            return True
+    return False
 
 
 def _put_added(tokens: Tokens, files: TokenizerFiles) -> None:

@@ -63,6 +63,7 @@ _MODULES: dict[str, tuple[TensorType, ...]] = {
         TensorType.Q1_0,
         TensorType.TQ1_0,
         TensorType.TQ2_0,
+        TensorType.I2_S,
         TensorType.MXFP4,
         TensorType.NVFP4,
     ),
@@ -86,8 +87,8 @@ def decode(raw: NDArray[Any], tensor_type: TensorType) -> Float32:
         tensor_type: how the rows are stored.
 
     Returns:
-        float32, (rows, columns), freshly allocated. Intermediate arrays stay below a few megabytes, whatever the size
-        of the input.
+        float32, (rows, columns), freshly allocated; of I2_S without the tensor's scale, which is not in its rows.
+        Intermediate arrays stay below a few megabytes, whatever the size of the input.
 
     Raises:
         ValueError: the rows are not bytes or not whole blocks.

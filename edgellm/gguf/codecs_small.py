@@ -1,7 +1,8 @@
-"""Types of one bit, three levels, and 4-bit floating point: Q1_0, TQ1_0, TQ2_0, MXFP4, NVFP4.
+"""Types of one bit, three levels, and 4-bit floating point: Q1_0, TQ1_0, TQ2_0, I2_S, MXFP4, NVFP4.
 
 Sources: the structures and ``dequantize_row_*`` of ggml (``ggml-common.h``, ``ggml-quants.c``); OCP Microscaling
-Formats (MX) specification 1.0 for MXFP4; the E4M3 scales of NVFP4 follow ggml's ``ggml_ue4m3_to_fp32``.
+Formats (MX) specification 1.0 for MXFP4; ``quantize_i2_s`` of bitnet.cpp (``ggml-bitnet-mad.cpp``) for I2_S; the E4M3
+scales of NVFP4 follow ggml's ``ggml_ue4m3_to_fp32``.
 """
 
 from __future__ import annotations
@@ -64,6 +65,13 @@ def _ternary(packed: Bytes, digits: int) -> NDArray[np.int8]:
 def decode_tq2_0(blocks: Bytes, out: Float32) -> None:
     """64 bytes of 2-bit values, d: f16; d * (q - 1)."""
     np.multiply(half(blocks, 64), fields(blocks[:, :64], 32, 2).view(np.int8) - np.int8(1), out=out)
+
+
+def decode_i2_s(blocks: Bytes, out: Float32) -> None:
+    """32 bytes of 2-bit values, the first 32 in the highest bits; q - 1, to be scaled by the tensor's own number."""
+    shifts = np.array([6, 4, 2, 0], np.uint8)[:, None]
+    codes = blocks[:, None, :] >> shifts & np.uint8(3)
+    np.subtract(codes, np.float32(1), out=out.reshape(-1, 4, 32))
 
 
 def decode_mxfp4(blocks: Bytes, out: Float32) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import re
@@ -63,7 +64,26 @@ class GGUFFile:
         """
         tensor = self.tensors[name]
         data = self._open_parts()[tensor.part]
-        return data[tensor.offset : tensor.offset + tensor.size_bytes].reshape(tensor.rows, tensor.row_bytes)
+        length = tensor.size_bytes - tensor.type.tail_bytes
+        return data[tensor.offset : tensor.offset + length].reshape(tensor.rows, tensor.row_bytes)
+
+    def scale(self, name: str) -> float:
+        """The number that all values of a tensor are multiplied by, which :meth:`raw` leaves out: of I2_S; else 1.
+
+        Raises:
+            KeyError: no such tensor.
+            CorruptFileError: it is not a finite number.
+            ValueError: the file is closed.
+        """
+        tensor = self.tensors[name]
+        data = self._open_parts()[tensor.part]
+        if not tensor.type.tail_bytes:
+            return 1.0
+        end = tensor.offset + tensor.size_bytes - tensor.type.tail_bytes
+        scale = float(data[end : end + 4].view("<f4")[0])
+        if not math.isfinite(scale):
+            raise CorruptFileError(f"tensor {printable(name)} has the scale {scale}", "fetch the model again")
+        return scale
 
     def decode(self, name: str, rows: slice | NDArray[np.integer] | None = None) -> Float32:
         """The values of a tensor as float32.
@@ -80,9 +100,10 @@ class GGUFFile:
             IndexError: a row outside the tensor.
         """
         tensor = self.tensors[name]
-        if rows is None:
-            return decode(self.raw(name), tensor.type).reshape(tensor.shape)
-        return decode(self.raw(name)[rows], tensor.type)
+        values = decode(self.raw(name) if rows is None else self.raw(name)[rows], tensor.type)
+        if tensor.type.tail_bytes:
+            values *= np.float32(self.scale(name))
+        return values.reshape(tensor.shape) if rows is None else values
 
     def release(self, name: str | None = None) -> None:
         """Give the memory of a tensor's pages, or of all pages, back to the system; later reads fetch them again."""

@@ -69,7 +69,7 @@ class TensorInfo:
         type: how its values are stored.
         shape: NumPy order, slowest dimension first (ggml's dimensions reversed); the last is the length of a row.
         row_bytes: bytes of one row (a whole number of blocks).
-        size_bytes: bytes of all rows.
+        size_bytes: bytes of all rows, and of what follows the last one.
         offset: where its data begins in its file.
         part: which part of a split file holds it, 0 for the first.
     """
@@ -297,7 +297,7 @@ def _read_tensor(cursor: Cursor, name: str, what: str, alignment: int) -> Tensor
         )
         raise cursor.error(what, problem, start)
     row_bytes = columns // tensor_type.block_size * tensor_type.block_bytes
-    size_bytes = row_bytes * math.prod(dimensions[1:])
+    size_bytes = row_bytes * math.prod(dimensions[1:]) + tensor_type.tail_bytes
     if size_bytes > cursor.size:
         problem = f"of shape {list(dimensions)} takes {size_bytes} bytes, more than the file's {cursor.size}"
         raise cursor.error(what, problem, start, TRUNCATED_HINT)

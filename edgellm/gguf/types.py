@@ -42,6 +42,7 @@ class TensorType(IntEnum):
     BF16 = 30
     TQ1_0 = 34
     TQ2_0 = 35
+    I2_S = 36
     MXFP4 = 39
     NVFP4 = 40
     Q1_0 = 41
@@ -55,6 +56,11 @@ class TensorType(IntEnum):
     def block_bytes(self) -> int:
         """Bytes of one block."""
         return _LAYOUT[self][1]
+
+    @property
+    def tail_bytes(self) -> int:
+        """Bytes after the last row of a tensor: I2_S keeps its scale there, one for the whole tensor."""
+        return 32 if self is TensorType.I2_S else 0
 
     @property
     def bits_per_value(self) -> float:
@@ -100,6 +106,8 @@ _LAYOUT: dict[TensorType, tuple[int, int]] = {
     TensorType.IQ4_XS: (256, 2 + 2 + 4 + 128),
     TensorType.TQ1_0: (256, 48 + 4 + 2),
     TensorType.TQ2_0: (256, 64 + 2),
+    # Of bitnet.cpp, not of ggml: ggml has withdrawn another type of this number, whose files nobody has.
+    TensorType.I2_S: (128, 32),
     TensorType.MXFP4: (32, 1 + 16),
     TensorType.NVFP4: (64, 4 + 32),
 }
@@ -112,7 +120,6 @@ FOREIGN_TYPES: dict[int, str] = {
     31: "Q4_0_4_4, a repacked form that was withdrawn",
     32: "Q4_0_4_8, a repacked form that was withdrawn",
     33: "Q4_0_8_8, a repacked form that was withdrawn",
-    36: "I2_S of BitNet's own fork, or the withdrawn IQ4_NL_4_4",
     37: "I8_S of BitNet's own fork, or the withdrawn IQ4_NL_4_8",
     38: "TL1 of BitNet's own fork, or the withdrawn IQ4_NL_8_8",
 }

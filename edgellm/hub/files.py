@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -167,6 +166,8 @@ def format_bytes(count: float) -> str:
 
 def sha256_of(path: Path, progress: Progress | None = None) -> str:
     """SHA-256 of a file, in hexadecimal. Reports the stage "verify" in bytes."""
+    import hashlib
+
     digest = hashlib.sha256()
     done, size = 0, path.stat().st_size
     with path.open("rb") as file:

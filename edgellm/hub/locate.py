@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 from edgellm.errors import ModelNotFoundError
-from edgellm.hub import store
-from edgellm.hub.elsewhere import find_hugging_face, find_ollama
 from edgellm.hub.files import Progress, local_model
 from edgellm.hub.names import (
     AliasName,
@@ -54,6 +52,10 @@ def pull(model: str, progress: Progress | None = None, force: bool = False) -> P
 def _find_local(name: ModelName) -> Path | None:
     if isinstance(name, PathName):
         return local_model(name.path)
+    # Imported here: whoever names a file need not wait for what looks for one.
+    from edgellm.hub import store
+    from edgellm.hub.elsewhere import find_hugging_face, find_ollama
+
     if isinstance(name, OllamaName):
         return find_ollama(name)
     found = store.find(str(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -103,6 +102,8 @@ def parse_name(text: str) -> ModelName:
 def unknown_model(name: str, others: Iterable[str]) -> ModelNotFoundError:
     """The error for a name nothing answers to, with the nearest of those that exist."""
     known = sorted({*ALIASES, *others})
+    import difflib
+
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return ModelNotFoundError(f"{name!r} is not a known model", f"{hint}known: {', '.join(known)}; or give {FORMS}")

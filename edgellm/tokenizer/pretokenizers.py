@@ -10,6 +10,7 @@ anchored trailing white space, groups of digits counted instead of looked ahead 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -374,7 +375,8 @@ def choose_pre_tokenizer(name: str, ids: Mapping[bytes, int]) -> tuple[PreTokeni
         fallback, reason = "default", "the file names no pre-tokenizer"
     else:
         fallback = "dbrx" if b"123" in ids or b"100" in ids else "qwen2"
-        reason = f"the pre-tokenizer {name[:40]!r} is unknown"
+        near = difflib.get_close_matches(name[:40].lower(), PRE_TOKENIZERS, n=2, cutoff=0.5)
+        reason = f"the pre-tokenizer {name[:40]!r} is unknown" + (f" (nearest: {', '.join(near)})" if near else "")
     shown = {"dbrx": "llama-bpe"}.get(fallback, fallback)
     return PRE_TOKENIZERS[fallback], (
         f"{reason}; text is cut into words as for {shown!r}, so answers may be worse than the model can give"

@@ -74,6 +74,14 @@ class Tokenizer:
             return cls(source.metadata)
         return cls(open_gguf(source).metadata)
 
+    def prepare(self) -> None:
+        """Read what encoding needs now, and not with the first text.
+
+        Raises:
+            CorruptFileError: the merges are damaged.
+        """
+        _ = self._encoder, self._every_special
+
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of ``text``.
 

@@ -125,7 +125,7 @@ UNSUPPORTED: dict[str, tuple[Parts, str]] = {
     "big-endian": (Parts(version=3 << 24), r"the file is big-endian; convert it to little-endian"),
     "unknown type": (_one(tensor("a", [4], 999)), r"tensor 'a' at byte 45: has the type 999: which this version"),
     "withdrawn type": (_one(tensor("a", [32], 31)), r"tensor 'a' .* has the type 31: Q4_0_4_4"),
-    "BitNet's type": (_one(tensor("a", [128], 36)), r"tensor 'a' .* has the type 36: I2_S of BitNet's own fork"),
+    "BitNet's type": (_one(tensor("a", [128], 37)), r"tensor 'a' .* has the type 37: I8_S of BitNet's own fork"),
 }
 
 

@@ -24,7 +24,11 @@ def safetensors_bytes(tensors: Mapping[str, tuple[str, NDArray[Any]]]) -> bytes:
         offset += values.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + b"".join(np.ascontiguousarray(v).tobytes() for _, v in tensors.values())
+    return (
+        len(text).to_bytes(8, "little")
+        + text
+        + b"".join(np.ascontiguousarray(v).tobytes() for _, v in tensors.values())
+    )
 
 
 def read_safetensors(path: Path) -> dict[str, tuple[str, NDArray[Any]]]:
@@ -36,7 +40,10 @@ def read_safetensors(path: Path) -> dict[str, tuple[str, NDArray[Any]]]:
     for name, entry in json.loads(content[8 : 8 + length]).items():
         if name != "__metadata__":
             begin, end = (8 + length + place for place in entry["data_offsets"])
-            found[name] = (entry["dtype"], np.frombuffer(content[begin:end], types[entry["dtype"]]).reshape(entry["shape"]))
+            found[name] = (
+                entry["dtype"],
+                np.frombuffer(content[begin:end], types[entry["dtype"]]).reshape(entry["shape"]),
+            )
     return found
 
 
@@ -46,7 +53,9 @@ def byte_level_tokenizer(size: int, special: Sequence[str] = ("<s>", "</s>"), **
     others = iter(range(256, 512))
     letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
     tokens = [*special, *letters, "he", "Ġt"]
-    added = [{"id": number, "content": text, "special": True, "normalized": False} for number, text in enumerate(special)]
+    added = [
+        {"id": number, "content": text, "special": True, "normalized": False} for number, text in enumerate(special)
+    ]
     for number in range(len(tokens), size):
         added.append({"id": number, "content": f"<extra_{number}>", "special": False, "normalized": True})
     pre = pre_tokenizer or {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -66,14 +75,19 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), "utf-8")
 
 
-def write_large_checkpoint(folder: Path, layers: int = 16, width: int = 2048, feed_forward: int = 8192) -> int:
+def write_large_checkpoint(
+    folder: Path, layers: int = 16, width: int = 2048, feed_forward: int = 8192, vocabulary: int = 128256
+) -> int:
     """A random Llama of the shape of Llama 3.2 1B, F16, in two shards with their index; returns bytes of weights.
 
     The values repeat, so that making them takes no longer than writing them.
     """
-    vocabulary, kv = 128256, width // 4
+    kv = width // 4
     folder.mkdir(parents=True, exist_ok=True)
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width), "model.norm.weight": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+    }
     for layer in range(layers):
         block = f"model.layers.{layer}"
         for name, shape in (
@@ -111,7 +125,8 @@ def write_large_checkpoint(folder: Path, layers: int = 16, width: int = 2048, fe
     write_json(folder / "model.safetensors.index.json", {"weight_map": index})
     config = {
         "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": width, "num_hidden_layers": layers,
-        "intermediate_size": feed_forward, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": vocabulary,
+        "intermediate_size": feed_forward, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": vocabulary,
         "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True,
         "bos_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip

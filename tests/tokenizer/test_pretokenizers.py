@@ -169,3 +169,5 @@ def test_an_unknown_name_is_replaced_by_one_that_fits_the_numbers() -> None:
     assert family is PRE_TOKENIZERS["default"]
     assert warning is not None and "names no pre-tokenizer" in warning
     assert choose_pre_tokenizer("qwen2", {})[1] is None
+    assert "'smolm' is unknown (nearest: smollm" in str(choose_pre_tokenizer("smolm", {})[1])
+    assert "'@@@' is unknown; text" in str(choose_pre_tokenizer("@@@", {})[1])

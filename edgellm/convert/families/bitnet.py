@@ -23,7 +23,6 @@ def bitnet(model: Builder) -> None:
     if f"{model.architecture}.rope.scaling.type" not in model.keys:
         model.string("rope.scaling.type", "linear")
         model.f32("rope.scaling.factor", 1.0)
-    model.expects_sentencepiece = True
     embedding_and_head(model)
     norms = _OLD_NORMS if model.has("model.layers.0.mlp.ffn_layernorm.weight") else _NORMS
     matrices = [new for old, new in STANDARD_BLOCK.items() if old.endswith("_proj")]

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 
 from edgellm.convert.builder import Builder
-from edgellm.convert.common import GATED_FEED_FORWARD, TWO_NORMS, activation, block, embedding_and_head, expert_keys, experts, standard_keys
+from edgellm.convert.common import (
+    GATED_FEED_FORWARD,
+    TWO_NORMS,
+    activation,
+    block,
+    embedding_and_head,
+    expert_keys,
+    experts,
+    standard_keys,
+)
 from edgellm.convert.registry import family
 from edgellm.convert.tensors import each, reshaped
 from edgellm.errors import CorruptFileError, UnsupportedModelError
@@ -48,7 +57,7 @@ def _deepseek(model: Builder, gating: int) -> None:
         raise UnsupportedModelError("deepseek2 with attention_bias cannot be written to a GGUF file")
     _attention_keys(model)
     dense = _mixture_keys(model, gating)
-    ahead = [layer for layer in range(model.layers, model.layers + 8)]
+    ahead = list(range(model.layers, model.layers + 8))
     dropped = model.drop("model\\.layers\\.(" + "|".join(map(re.escape, map(str, ahead))) + ")\\..*")
     if dropped:
         model.notices.append(f"the layers that guess ahead ({dropped} tensors) are left out")

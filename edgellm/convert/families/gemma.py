@@ -34,7 +34,6 @@ def _gemma(model: Builder, architecture: str, names: dict[str, str]) -> None:
     activation(model, "gelu_pytorch_tanh", "gelu_tanh", "gelu")
     model.u32("attention.key_length", model.head_dim)
     model.u32("attention.value_length", model.head_dim)
-    model.expects_sentencepiece = True
     model.token_keys["tokenizer.ggml.add_space_prefix"] = _FALSE
     model.drop(r"lm_head\.weight")
     model.move("model.embed_tokens", "token_embd")
@@ -94,7 +93,9 @@ def gemma3(model: Builder) -> None:
     model.f32("rope.freq_base", model.rope.real("rope_theta", default=1e6))
     local = config.part("rope_parameters").part("sliding_attention")
     if local.has("rope_theta") or config.has("rope_local_base_freq"):
-        model.f32("rope.freq_base_swa", local.real("rope_theta", default=config.real("rope_local_base_freq", default=1e4)))
+        model.f32(
+            "rope.freq_base_swa", local.real("rope_theta", default=config.real("rope_local_base_freq", default=1e4))
+        )
     if config.get("sliding_window_pattern") != 1 and config.has("sliding_window"):
         model.u32("attention.sliding_window", config.integer("sliding_window"))
         window_pattern(model, PERIOD)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgellm.convert.builder import Builder
+from edgellm.convert.builder import Builder, Key
 from edgellm.convert.common import (
     ATTENTION,
     GATED_FEED_FORWARD,
@@ -17,6 +17,9 @@ from edgellm.convert.common import (
     standard_keys,
 )
 from edgellm.convert.registry import family
+
+WITHOUT_BOS = 49152
+"""Size of the vocabulary that SmolLM and the small Granite models share: no BOS before a text."""
 
 
 @family("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM")
@@ -45,7 +48,8 @@ def llama_keys(model: Builder) -> None:
     """What ``llama`` and its relatives write besides the standard keys."""
     model.u32("vocab_size", model.config.integer("vocab_size"))
     model.u32("rope.dimension_count", model.head_dim)
-    model.expects_sentencepiece = True
+    if model.config.integer("vocab_size") == WITHOUT_BOS:
+        model.token_keys["tokenizer.ggml.add_bos_token"] = Key(False, "bool")
 
 
 def mixture(model: Builder, layer: int, count: int) -> None:

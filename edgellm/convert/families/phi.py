@@ -53,7 +53,6 @@ def phi3(model: Builder) -> None:
     model.u32("rope.scaling.original_context_length", original)
     model.u32("rope.dimension_count", _rotated(model))
     model.u32("attention.sliding_window", config.integer("sliding_window", default=0, minimum=0))
-    model.expects_sentencepiece = True
     _longrope_factors(model, original)
     embedding_and_head(model)
     names = {

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from edgellm.convert.builder import Builder
-from edgellm.convert.common import STANDARD_BLOCK, activation, blocks, embedding_and_head, neighbours, refuse_window, standard_keys
+from edgellm.convert.common import (
+    STANDARD_BLOCK,
+    activation,
+    blocks,
+    embedding_and_head,
+    neighbours,
+    refuse_window,
+    standard_keys,
+)
 from edgellm.convert.families.llama import llama_keys
 from edgellm.convert.registry import family
 from edgellm.errors import UnsupportedModelError

@@ -1,0 +1,105 @@
+"""Products of many rows on AMX tiles: the steps that take the place of the usual ones in a plan.
+
+Each activation that such products read is written once more, as bfloat16 in the order of tiles. Products without a
+kernel for tiles stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgellm.graph import Linear
+from edgellm.kernels import amx_layout, records
+from edgellm.kernels.packing import PackedMatrix
+from edgellm.platforms.cpu_parts import (
+    FEW_ROWS,
+    MANY_ROWS,
+    MAX_ROWS,
+    Buffer,
+    BufferPool,
+    Int64Array,
+    Quantized,
+    Step,
+    make_record,
+)
+
+FEWEST_ROWS = 16
+"""Of steps that use tiles: weights are unpacked once for all rows, which costs as much as multiplying some 20."""
+
+
+def tile_kernels(matrices: dict[str, PackedMatrix], mode: str) -> set[str]:
+    """The kernels that products with these weights may call."""
+    names = {
+        amx_layout.kernel_name(matrix.format.name, mode == "emulated")
+        for matrix in matrices.values()
+        if amx_layout.supports(matrix.format.name, matrix.columns)
+    }
+    return names | {"amx_input.bfloat16"} if names else names
+
+
+class TiledProducts:
+    """Makes the steps; ``mode`` is "hardware" or "emulated"."""
+
+    def __init__(self, mode: str, threads: int) -> None:
+        self._emulated, self._threads = mode == "emulated", threads
+        self._inputs: dict[str, Buffer] = {}
+        self._scratch: Buffer | None = None
+
+    def takes(self, matrix: PackedMatrix) -> bool:
+        """Whether a kernel for tiles multiplies by that matrix."""
+        return amx_layout.supports(matrix.format.name, matrix.columns)
+
+    def steps(
+        self,
+        operation: Linear,
+        usual: Int64Array,
+        matrix: PackedMatrix,
+        source: Buffer,
+        target: Buffer,
+        pool: BufferPool,
+    ) -> list[Step]:
+        """One product, and before it the writing of its input if no other product has asked for it.
+
+        Args:
+            operation: the product.
+            usual: the record of the kernel for few rows.
+            matrix: the weights.
+            source: the activations, float32.
+            target: where the result goes.
+            pool: gives the buffers.
+        """
+        field = {name: int(usual[getattr(records.MATMUL, name) // 8]) for name in records.MATMUL._fields}
+        steps = []
+        name, columns = operation.x.name, matrix.columns
+        if name not in self._inputs:
+            self._inputs[name] = pool.take(1, amx_layout.input_bytes(MAX_ROWS, columns))
+            record = make_record(
+                records.AMX_INPUT, rows=field["rows"], columns=columns, input=source.address,
+                input_stride=source.stride, output=self._inputs[name].address,
+            )  # fmt: skip
+            steps.append(Step("amx_input.bfloat16", record, [source], [self._inputs[name]], rows=MANY_ROWS))
+        if self._scratch is None:
+            self._scratch = pool.take(self._threads, -(-amx_layout.scratch_bytes(MAX_ROWS) // 64) * 64)
+        copied = ("rows", "weights", "groups", "output", "output_stride", "bias", "accumulate", "group_bytes")
+        record = make_record(
+            records.MATMUL_AMX, columns=columns, input=self._inputs[name].address, scratch=self._scratch.address,
+            scratch_stride=self._scratch.stride, **{key: field[key] for key in copied},
+        )  # fmt: skip
+        kernel = amx_layout.kernel_name(matrix.format.name, self._emulated)
+        steps.append(Step(kernel, record, [self._inputs[name]], [target], rows=MANY_ROWS))
+        return steps
+
+    def release(self, name: str, pool: BufferPool) -> None:
+        """The value of that name is dead."""
+        if name in self._inputs:
+            pool.give(self._inputs.pop(name))
+
+
+def without_codes(step: Step, codes_field: int, quantized: Quantized) -> Step:
+    """For many rows: a step that also quantizes its result, without that; the step itself is left to few rows."""
+    record = step.record.copy()
+    record[codes_field // 8] = 0
+    step.rows = FEW_ROWS
+    unread = id(quantized.codes.data), id(quantized.scales.data)
+    writes = [buffer for buffer in step.writes if id(buffer.data) not in unread]
+    return replace(step, record=record, writes=writes, rows=MANY_ROWS)
