@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgellm.errors import EdgeLLMError, InvalidSettingError, OutOfMemoryError, UnsupportedModelError
 from edgellm.gguf import GGUFFile, open_gguf
-from edgellm.graph import Activation, Attention, Graph, Norm
+from edgellm.graph import Activation, Attention, Graph, Linear, Norm, StackedLinear
 from edgellm.kernels.packing import CONVERSIONS
 from edgellm.models import build_graph
 from edgellm.platforms.amx import amx_mode
@@ -160,6 +160,8 @@ def changed(graph: Graph, operation: type, **fields: Any) -> Graph:
         (Attention, {"sinks": "blk.0.attn_norm.weight"}),
         (Attention, {"window": 1}),
         (Activation, {"kind": "relu_squared"}),
+        (Activation, {"kind": "gelu"}),
+        (Activation, {"kind": "swiglu_clamped"}),
         (Activation, {"up": None}),
         (Norm, {"kind": "layer"}),
         (Norm, {"weight": None}),
@@ -176,10 +178,15 @@ def test_what_other_architectures_use(tiny_model: MakeModel, change: tuple[type,
         assert np.abs(expected - unchanged).max() > 0.01 * unchanged.std()  # the change does something
 
 
-def test_what_has_no_kernel_is_refused(tiny_model: MakeModel) -> None:
+def test_a_matrix_where_a_stack_is_expected_is_refused(tiny_model: MakeModel) -> None:
     with open_gguf(tiny_model("llama")) as file:
-        graph = changed(build_graph(file), Activation, kind="gelu")
-        with pytest.raises(UnsupportedModelError, match="gelu"):
+        graph = build_graph(file)
+        first = next(number for number, op in enumerate(graph.operations) if isinstance(op, Linear))
+        linear = graph.operations[first]
+        assert isinstance(linear, Linear)
+        stacked = StackedLinear(linear.out, linear.x, linear.weight, 1)
+        graph = replace(graph, operations=(*graph.operations[:first], stacked, *graph.operations[first + 1 :]))
+        with pytest.raises(UnsupportedModelError, match=f"{linear.weight} has 2 dimensions where a stack"):
             CPUExecutor(graph, WeightStore(file), 1)
 
 
