@@ -327,6 +327,8 @@ class _Text:
     def read(self) -> None:
         self.tokenizer = Tokenizer.load(self._file)
         self.tokenizer.prepare()
+        self._file.release_header()
+        trim()  # what reading left behind: with a large vocabulary, tens of megabytes
 
 
 def _close(engine: Engine, file: GGUFFile) -> None:

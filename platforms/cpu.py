@@ -15,6 +15,7 @@ from edgellm.graph import Attention, Graph, Linear, Norm
 from edgellm.kernels.library import KernelLibrary
 from edgellm.kernels.packing import PackedMatrix
 from edgellm.kernels.target import current_target
+from edgellm.memory import release_code
 from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
 from edgellm.platforms.cpu_amx import FEWEST_ROWS, TiledProducts, tile_kernels
@@ -88,6 +89,7 @@ class CPUExecutor:
         names |= tile_kernels(loader.matrices, mode) if mode else set()
         library = KernelLibrary(current_target(), kernels_folder(), self._progress)
         self._addresses = library.load(sorted(names))
+        release_code("llvmlite")  # tens of megabytes, for linking alone
         self._size = TeamSize(self.threads, adapt=self._adapt)
         self._team = ThreadTeam(self._addresses, self.threads, keep_alive=library)
 

@@ -29,7 +29,7 @@ from edgellm.platforms.arena import Arena
 from edgellm.platforms.threads import ThreadTeam
 from edgellm.weights import WeightStore
 
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 4 << 20
 """So much of the file is packed at a time and then let go: large weights must not be in memory twice."""
 CONVERTED_BYTES = 64 << 20
 """The same for weights that are converted, as float32."""

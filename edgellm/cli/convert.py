@@ -13,7 +13,7 @@ from edgellm.hub.files import format_bytes
 
 
 @click.command("convert")
-@click.argument("source", metavar="FOLDER")
+@click.argument("source", metavar="MODEL")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; by default NAME-TYPE.gguf here.")
 @click.option(
     "--type",
@@ -25,6 +25,7 @@ from edgellm.hub.files import format_bytes
 )
 @click.option("--name", help="The model's name in the file; by default the folder's.")
 @click.option("--pre-tokenizer", help="Name of the way text is cut into words, if it is not recognised.")
+@click.option("--offline", is_flag=True, help="Never use the network.")
 @click.option("--threads", type=click.IntRange(min=1), help="How many threads convert; by default one for each core.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -34,19 +35,20 @@ def convert_command(
     kind: str,
     name: str | None,
     pre_tokenizer: str | None,
+    offline: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Convert FOLDER, a model in Hugging Face's format (safetensors), into a GGUF file.
+    """Convert MODEL, a folder in Hugging Face's format or hf:owner/repo, into a GGUF file.
 
-    FOLDER holds config.json, tokenizer.json or tokenizer.model, and the .safetensors files. Names and keys are those
-    of llama.cpp's converter, so other programs read the file too. Nothing appears under the output's name before it
-    is complete.
+    The folder holds config.json, tokenizer.json or tokenizer.model, and the .safetensors files. Names and keys are
+    those of llama.cpp's converter, so other programs read the file too. Nothing appears under the output's name
+    before it is complete.
     """
     from edgellm.convert import convert
 
-    settings = ConvertSettings(kind.lower(), force, name, pre_tokenizer, threads)
+    settings = ConvertSettings(kind.lower(), force, name, pre_tokenizer, offline, threads)
     with ProgressDisplay() as display:
         done = convert(source, output, settings, display)
     for text in done.notices:

@@ -17,13 +17,15 @@ from edgellm.convert.quantized import unquantized
 from edgellm.convert.registry import find_family
 from edgellm.convert.safetensors import shown
 from edgellm.convert.settings import ConvertSettings
+from edgellm.convert.source import find_checkpoint
 from edgellm.convert.vocabulary import TokenizerFiles, tokenizer_keys
 from edgellm.convert.writer import Planned, new_file, refuse_existing, write_file
 from edgellm.errors import CorruptFileError, UnsupportedModelError
-from edgellm.gguf import TensorType
+from edgellm.gguf import TensorType, open_gguf
+from edgellm.models import build_graph
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage ("convert"), bytes written and bytes in all."""
+"""Called with the stage ("download", "convert"), bytes done and bytes in all."""
 
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38}
 """``general.file_type`` of llama.cpp for each type of the matrices."""
@@ -66,7 +68,7 @@ def convert(
     """Convert a checkpoint in Hugging Face's format into a GGUF file, with llama.cpp's names and layout.
 
     Args:
-        source: the folder with config.json, the tokenizer and the weights in safetensors files.
+        source: the folder with config.json, the tokenizer and the weights in safetensors files; or ``hf:owner/repo``.
         output: the file to write, or a folder for it; by default ``NAME-TYPE.gguf`` in the current folder.
         settings: type of the weights and so on.
         progress: told how far it is.
@@ -74,14 +76,16 @@ def convert(
     Memory is bounded by the largest tensor, and mostly far below: rows are converted some megabytes at a time.
 
     Raises:
-        ModelNotFoundError: there is no such folder, or it holds no checkpoint.
+        ModelNotFoundError: there is no such folder or repository, or it holds no checkpoint.
+        DownloadError: the repository cannot be fetched.
         CorruptFileError: a file breaks the rules of its format, or tensors are missing.
         UnsupportedModelError: an architecture, tensor, tokenizer or quantization that is not known.
         EdgeLLMError: the file exists, or cannot be written.
     """
     settings = settings or ConvertSettings()
     began = time.monotonic()
-    with open_checkpoint(Path(source)) as checkpoint:
+    folder = find_checkpoint(source, progress, settings.offline)
+    with open_checkpoint(folder) as checkpoint:
         model = describe(checkpoint)
         kind = _wanted_type(settings, checkpoint, model)
         planned = [_plan(output_tensor, kind) for output_tensor in model.outputs]
@@ -93,6 +97,7 @@ def convert(
         with new_file(path, sum(tensor.size_bytes for tensor in planned), settings.force) as temporary:
             threads = settings.threads or min(8, os.cpu_count() or 1)
             size = write_file(temporary, model.architecture, keys, planned, threads, report)
+            notices += _check_file(temporary)
     return Converted(
         path,
         model.architecture,
@@ -103,6 +108,20 @@ def convert(
         time.monotonic() - began,
         tuple(notices),
     )
+
+
+def _check_file(path: Path) -> list[str]:
+    """Describe the file as a graph, as loading it does; return notices.
+
+    Raises:
+        CorruptFileError: a tensor has a shape that does not go with the others.
+    """
+    with open_gguf(path) as file:
+        try:
+            build_graph(file)
+        except UnsupportedModelError as error:
+            return [f"edgellm itself cannot run this model: {error}"]
+    return []
 
 
 def describe(checkpoint: Checkpoint) -> Builder:

@@ -20,6 +20,7 @@ class ConvertSettings:
         force: replace an existing file.
         name: the model's name in the file; by default that of the folder.
         pre_tokenizer: name of the way text is cut into words, where it is not recognised.
+        offline: never use the network.
         threads: how many encode at once; by default one for each core.
     """
 
@@ -27,6 +28,7 @@ class ConvertSettings:
     force: bool = False
     name: str | None = None
     pre_tokenizer: str | None = None
+    offline: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from edgellm.convert.config import Config
 from edgellm.convert.pretokenizer import find_pre_tokenizer
 from edgellm.convert.safetensors import parse_json, shown
 from edgellm.convert.sentencepiece import BPE, Pieces, read_sentencepiece
+from edgellm.convert.tiktoken import merges, read_tiktoken
 from edgellm.errors import CorruptFileError, UnsupportedModelError
 from edgellm.tokenizer.pretokenizers import PRE_TOKENIZERS
 
@@ -156,6 +157,8 @@ def _read_tokens(files: TokenizerFiles, hint: str | None, forced: str | None) ->
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind is None:
         pieces = files.pieces()
+        if pieces is None and (files.folder / "tiktoken.model").is_file():
+            return _from_tiktoken(files, forced)
         if pieces is None:
             raise CorruptFileError(
                 "the checkpoint has neither tokenizer.json nor a SentencePiece tokenizer.model",
@@ -218,15 +221,43 @@ def _byte_level(model: dict[str, Any], files: TokenizerFiles, hint: str | None, 
     # A space within a part would end it: it is written as GPT-2 writes a space.
     tokens.merges = [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in _merges(model)]
     if forced is not None:
-        if forced not in PRE_TOKENIZERS:
-            raise UnsupportedModelError(
-                f"pre-tokenizer {shown(forced)} is not known", f"known: {', '.join(sorted(PRE_TOKENIZERS))}"
-            )
-        tokens.pre_tokenizer = forced
+        tokens.pre_tokenizer = _known(forced)
     else:
         description = files.tokenizer.get("pre_tokenizer")
         tokens.pre_tokenizer = find_pre_tokenizer(description, model.get("ignore_merges") is True, hint)
     return tokens
+
+
+def _from_tiktoken(files: TokenizerFiles, forced: str | None) -> Tokens:
+    """A vocabulary whose way of cutting text is a program in the checkpoint, which is not run: it must be known."""
+    if forced is None and files.settings.get("tokenizer_class") != "TikTokenTokenizer":
+        raise UnsupportedModelError(
+            "how tiktoken.model cuts text is not written anywhere", "name a known way: --pre-tokenizer NAME"
+        )
+    ranks = read_tiktoken(files.folder / "tiktoken.model")
+    letters = _byte_letters()
+    tokens = Tokens("gpt2", pre_tokenizer=_known(forced) if forced else "kimi-k2")
+    for token, rank in ranks.items():
+        tokens.put(rank, token.decode("latin-1").translate(letters), NORMAL)
+    tokens.merges = [" ".join(part.decode("latin-1").translate(letters) for part in pair) for pair in merges(ranks)]
+    for number, (text, special) in files.added_tokens().items():
+        tokens.put(number, text, CONTROL if special or _looks_special(text) else USER_DEFINED)
+    return tokens
+
+
+def _byte_letters() -> dict[int, int]:
+    """Byte to the printable character that GPT-2 writes it with."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return {byte: byte if byte in printable else next(others) for byte in range(0x100)}
+
+
+def _known(name: str) -> str:
+    if name not in PRE_TOKENIZERS:
+        raise UnsupportedModelError(
+            f"pre-tokenizer {shown(name)} is not known", f"known: {', '.join(sorted(PRE_TOKENIZERS))}"
+        )
+    return name
 
 
 def _from_pieces(pieces: Pieces, files: TokenizerFiles) -> Tokens:

@@ -115,6 +115,13 @@ class GGUFFile:
             tensor = self.tensors[name]
             _release(self._mappings[tensor.part], tensor.offset, tensor.size_bytes)
 
+    def release_header(self) -> None:
+        """The same for what stands before the tensors: mostly the vocabulary, once it was read."""
+        self._open_parts()
+        for part, mapping in enumerate(self._mappings):
+            offsets = [tensor.offset for tensor in self.tensors.values() if tensor.part == part]
+            _release(mapping, 0, min(offsets, default=0))
+
     def close(self) -> None:
         """Close the file. Views handed out by :meth:`raw` stay valid and keep the mapping until they are gone."""
         mappings, self._mappings, self._bytes = self._mappings, [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -144,7 +144,7 @@ class SentencePieceEncoder:
         self._ids = vocabulary.ids
         self._rules = vocabulary.rules
         self._unknown = vocabulary.special.unknown
-        self._ranks = _ranks_by_score(vocabulary)
+        self._ranks = _ScoreRanks(vocabulary)
         self._space_cut = _space_cut(vocabulary.tokens)
         self._words = _WordEncoder(self._word)
 
@@ -172,11 +172,22 @@ class SentencePieceEncoder:
         return [number for number in found if number is not None]
 
 
-def _ranks_by_score(vocabulary: Vocabulary) -> dict[bytes, int]:
-    """Rank of each token: 0 for the highest score; equal scores have equal ranks."""
-    assert vocabulary.scores is not None
-    _, ranks = np.unique(-vocabulary.scores, return_inverse=True)
-    return dict(zip(vocabulary.tokens, ranks.tolist(), strict=True))
+class _ScoreRanks:
+    """Rank of each token: 0 for the highest score; equal scores have equal ranks.
+
+    A dictionary of its own for a quarter of a million tokens would take much more memory, and time to make.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        assert vocabulary.scores is not None
+        _, ranks = np.unique(-vocabulary.scores, return_inverse=True)
+        self._id = vocabulary.ids.get
+        self._ranks: Sequence[int] = ranks.astype(np.int32).data
+
+    def get(self, token: bytes, default: int, /) -> int:
+        """The rank of a token, or ``default`` where the text is none."""
+        number = self._id(token)
+        return default if number is None else self._ranks[number]
 
 
 def _space_cut(tokens: list[bytes]) -> re.Pattern[str]:
@@ -187,8 +198,12 @@ def _space_cut(tokens: list[bytes]) -> re.Pattern[str]:
     """
     block = BLOCK.encode()
     # 0xFF is in no UTF-8 text, so no character seems to stand before the next token's space.
-    before_blocks = b"\xff".join(tokens).split(block)[:-1]
-    endings = {part[-4:] for part in before_blocks if part and part[-1] != 0xFF}
+    text = np.frombuffer(b"\xff" * 5 + b"\xff".join(tokens), np.uint8)
+    first, second, third = (text[4 + place : len(text) - 2 + place] == byte for place, byte in enumerate(block))
+    places = np.flatnonzero(first & second & third) + 4
+    before = np.unique(text[places[:, None] + np.arange(-4, 0)], axis=0) if places.size else text[:0].reshape(0, 4)
+    parts = (bytes(row).split(block)[-1] for row in before)
+    endings = {part for part in parts if part and part[-1] != 0xFF}
     joining = {ending.decode("utf-8", "ignore")[-1:] for ending in endings}
     if not joining:
         return re.compile(f"{BLOCK}*[^{BLOCK}]*")

@@ -7,8 +7,8 @@ rank (Sennrich et al. 2016, "Neural machine translation of rare words with subwo
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
 from itertools import pairwise
+from typing import Protocol
 
 # Above this many symbols the heap is quicker than scanning a list of ranks.
 _SHORT = 160
@@ -17,7 +17,15 @@ _SHORT = 160
 _NEVER = 1 << 62
 
 
-def merge_symbols(symbols: list[bytes], ranks: Mapping[bytes, int], separator: bytes) -> list[bytes]:
+class Ranks(Protocol):
+    """Ranks of texts: a dictionary, or what looks them up elsewhere."""
+
+    def get(self, text: bytes, default: int, /) -> int:
+        """The rank of a text, or ``default`` where it has none."""
+        ...
+
+
+def merge_symbols(symbols: list[bytes], ranks: Ranks, separator: bytes) -> list[bytes]:
     """Merge symbols until no neighbouring pair is in ``ranks``.
 
     Args:
@@ -36,7 +44,7 @@ def merge_symbols(symbols: list[bytes], ranks: Mapping[bytes, int], separator: b
     return _merge_long(symbols, ranks, separator)
 
 
-def _merge_short(symbols: list[bytes], ranks: Mapping[bytes, int], separator: bytes) -> list[bytes]:
+def _merge_short(symbols: list[bytes], ranks: Ranks, separator: bytes) -> list[bytes]:
     get = ranks.get
     pair_ranks = [get(left + separator + right, _NEVER) for left, right in pairwise(symbols)]
     while pair_ranks:
@@ -54,7 +62,7 @@ def _merge_short(symbols: list[bytes], ranks: Mapping[bytes, int], separator: by
     return symbols
 
 
-def _merge_long(symbols: list[bytes], ranks: Mapping[bytes, int], separator: bytes) -> list[bytes]:
+def _merge_long(symbols: list[bytes], ranks: Ranks, separator: bytes) -> list[bytes]:
     """The same with a linked list and a heap, whose entries hold rank and place in one integer."""
     count = len(symbols)
     get = ranks.get

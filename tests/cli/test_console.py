@@ -42,7 +42,7 @@ def test_lines_where_no_bar_can_be_drawn(patient: None, capsys: pytest.CaptureFi
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.splitlines() == [
-        "downloading: 1.0 MB of 3.0 MB",
+        "downloading: 1.0 MB of 3.0 MB, 0 bytes/s",
         "compiling kernels: 1 of 1 200",
     ]
 

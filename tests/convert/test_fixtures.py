@@ -67,7 +67,8 @@ def _expected(name: str, config: dict[str, Any], tensors: Arrays) -> Arrays:
 
 ARCHITECTURES = {
     "cohere": "command-r", "cohere2": "cohere2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
-    "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "gpt2": "gpt2", "gpt_oss": "gpt-oss", "granite": "granite",
+    "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "gpt2": "gpt2", "gpt_oss": "gpt-oss",
+    "granite": "granite",
     "llama": "llama", "mistral": "llama", "mixtral": "llama", "olmo2": "olmo2", "phi": "phi2", "phi3": "phi3",
     "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "smollm3": "smollm3",
 }  # fmt: skip

@@ -243,6 +243,11 @@ CASES: dict[str, tuple[Callable[[Path], None], type[EdgeLLMError], str]] = {
     "no tokenizer": (_remove("tokenizer.json"), CorruptFileError, "neither tokenizer.json nor"),
     "a token far away": (_added(id=10**12, content="x", special=True), CorruptFileError, "has the id 1000000000000"),
     "a token without an id": (_added(content="x"), CorruptFileError, "an added token has no id"),
+    "a tensor of another shape": (
+        _tensors(lambda t: t.update({"model.layers.2.mlp.up_proj.weight": ("F32", np.zeros((96, 64), np.float32))})),
+        CorruptFileError,
+        r"tensor blk\.2\.ffn_up\.weight has shape \(96, 64\)",
+    ),
     "half a character": (
         _added(id=383, content="\ud800", special=True),
         CorruptFileError,

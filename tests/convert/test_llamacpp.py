@@ -9,37 +9,41 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+Peer = subprocess.Popen[str]
 
 PROGRAM = """
 import json, sys
 import numpy as np
 import llama_cpp
 
-path, prompts, count = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-model = llama_cpp.Llama(path, n_ctx=128, n_batch=128, n_threads=2, logits_all=True, verbose=False)
-answers = []
-for prompt in prompts:
-    ids = list(prompt)
-    model.reset()
-    model.eval(ids)
-    logits = np.array(model.scores[: len(ids)])
-    while len(ids) < len(prompt) + count:
-        best = int(np.argmax(model.scores[model.n_tokens - 1]))
-        ids.append(best)
-        model.eval([best])
-    answers.append({"logits": logits.tolist(), "ids": ids[len(prompt) :]})
-print(json.dumps(answers))
+for line in sys.stdin:
+    path, prompts, count = json.loads(line)
+    model = llama_cpp.Llama(path, n_ctx=128, n_batch=128, n_threads=2, logits_all=True, verbose=False)
+    answers = []
+    for prompt in prompts:
+        ids = list(prompt)
+        model.reset()
+        model.eval(ids)
+        logits = np.array(model.scores[: len(ids)])
+        while len(ids) < len(prompt) + count:
+            best = int(np.argmax(model.scores[model.n_tokens - 1]))
+            ids.append(best)
+            model.eval([best])
+        answers.append({"logits": logits.tolist(), "ids": ids[len(prompt) :]})
+    model.close()
+    print("answer", json.dumps(answers), flush=True)
 """
 
 
 @pytest.fixture(scope="session")
-def peer() -> str:
-    """An interpreter with llama-cpp-python."""
+def peer() -> Iterator[Peer]:
+    """A process with llama-cpp-python that answers one request a line."""
     default = Path.home() / ".cache" / "edgellm-peers" / "bin" / "python"
     python = os.environ.get("EDGELLM_PEERS_PYTHON") or str(default)
     try:
@@ -48,15 +52,22 @@ def peer() -> str:
         pytest.skip(f"no interpreter {python}: run peers/setup of the shared material or set EDGELLM_PEERS_PYTHON")
     if done.returncode:
         pytest.skip(f"{python} has no llama-cpp-python")
-    return python
+    with subprocess.Popen([python, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
 
 
-def _ask(python: str, path: Path, prompts: list[list[int]], count: int) -> list[dict[str, list]]:
-    command = [python, "-c", PROGRAM, str(path), json.dumps(prompts), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    answers: list[dict[str, list]] = json.loads(done.stdout.splitlines()[-1])
-    return answers
+def _ask(peer: Peer, path: Path, prompts: list[list[int]], count: int) -> list[dict[str, list]]:
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    peer.stdin.write(json.dumps([str(path), prompts, count]) + "\n")
+    peer.stdin.flush()
+    for line in peer.stdout:  # the library prints lines of its own now and then
+        if line.startswith("answer "):
+            answers: list[dict[str, list]] = json.loads(line.removeprefix("answer "))
+            return answers
+    pytest.fail("llama.cpp ended while it answered")
 
 
 # Not here: mistral, whose window llama.cpp does not know; deepseek_v2, which it reads with 26 or 27 layers only.
@@ -68,7 +79,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_and_greedy_tokens(name: str, peer: str, shared: Path, converted_path: Callable[..., Path]) -> None:
+def test_logits_and_greedy_tokens(name: str, peer: Peer, shared: Path, converted_path: Callable[..., Path]) -> None:
     """Logits as the original's, as near as its half-precision cache allows, and the best tokens of its own."""
     reference = np.load(shared / "fixtures" / name / "reference.npz")
     prompts = [reference[f"ids_{part}"].tolist() for part in ("a", "b", "long")]
@@ -81,7 +92,7 @@ def test_logits_and_greedy_tokens(name: str, peer: str, shared: Path, converted_
     assert [answer["ids"] for answer in answers] == _own_greedy(path, prompts, [answer["ids"] for answer in answers])
 
 
-def test_deepseek_v2_with_as_many_layers_as_the_small_model(peer: str, shared: Path, tmp_path: Path) -> None:
+def test_deepseek_v2_with_as_many_layers_as_the_small_model(peer: Peer, shared: Path, tmp_path: Path) -> None:
     """The dense first layer, then the others over and over."""
     from checkpoints import read_safetensors, safetensors_bytes, write_json
 
@@ -103,7 +114,7 @@ def test_deepseek_v2_with_as_many_layers_as_the_small_model(peer: str, shared: P
     assert found == _own_greedy(path, prompts, found)
 
 
-def test_bitnet(peer: str, shared: Path, tmp_path: Path) -> None:
+def test_bitnet(peer: Peer, shared: Path, tmp_path: Path) -> None:
     """llama.cpp knows BitNet's first architecture, with SiLU."""
     from checkpoints import read_safetensors, safetensors_bytes, write_json
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shutil
@@ -345,6 +346,57 @@ def test_another_format_under_the_same_name(checkpoint: Path, keys: Callable[...
     (checkpoint / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
     assert read_sentencepiece(checkpoint / "tokenizer.model") is None
     assert keys()["tokenizer.ggml.model"] == "gpt2"
+
+
+# tiktoken
+
+
+def _tiktoken(folder: Path, shared: Path) -> dict[bytes, int]:
+    """The fixture's own merges as ranks: bytes first, then a rank for each merge."""
+    tokenizer = json.loads((shared / "fixtures" / "llama" / "tokenizer.json").read_text())
+    letters = {letter: byte for byte, letter in gpt2_letters().items()}
+    tokens = [bytes([byte]) for byte in range(256)]
+    for left, right in tokenizer["model"]["merges"]:
+        tokens.append(bytes(letters[letter] for letter in left + right))
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
+    (folder / "tiktoken.model").write_text("\n".join(lines) + "\n")
+    (folder / "tokenizer.json").unlink()
+    return {token: rank for rank, token in enumerate(tokens)}
+
+
+def gpt2_letters() -> dict[int, str]:
+    """Byte to letter, as GPT-2 publishes it."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in kept]
+    return {**{byte: chr(byte) for byte in kept}, **{byte: chr(256 + number) for number, byte in enumerate(moved)}}
+
+
+def test_ranks_give_the_merges_back(checkpoint: Path, tmp_path: Path, shared: Path) -> None:
+    """The vocabulary of Kimi K2: the same words are put together from ranks as from the merges they came from."""
+    ranks = _tiktoken(checkpoint, shared)
+    decoder = {"310": {"content": "[EOS]", "special": True}}
+    _change(checkpoint, "tokenizer_config.json", tokenizer_class="TikTokenTokenizer", added_tokens_decoder=decoder)
+    path = convert(checkpoint, tmp_path / "out.gguf").path
+    with open_gguf(path) as file:
+        assert file.metadata["tokenizer.ggml.pre"] == "kimi-k2"
+        assert file.metadata["tokenizer.ggml.token_type"][310] == 3  # type: ignore[index]
+    tokenizer = Tokenizer.load(path)
+    judge = Judge.from_file(str(shared / "fixtures" / "llama" / "tokenizer.json"))
+    letters = {letter: byte for byte, letter in gpt2_letters().items()}
+    for text in ("the cat sat on the mat", "there and then"):
+        expected = [ranks[bytes(letters[letter] for letter in token)] for token in judge.encode(text).tokens]
+        assert tokenizer.encode(text, add_special=False) == expected
+
+
+def test_tiktoken_files_that_cannot_be_used(checkpoint: Path, keys: Callable[..., Metadata], shared: Path) -> None:
+    _tiktoken(checkpoint, shared)
+    with pytest.raises(UnsupportedModelError, match=r"not written anywhere; .*--pre-tokenizer"):
+        keys()
+    assert keys(pre_tokenizer="qwen2")["tokenizer.ggml.pre"] == "qwen2"
+    for content in ("", "IQ==", "IQ== x", "!!! 3", "IQ== 0\nIQ== 1", "IQ== 0\nIg== 0", "IQ== 99999999999"):
+        (checkpoint / "tiktoken.model").write_text(content)
+        with pytest.raises(CorruptFileError, match="tiktoken"):
+            keys(pre_tokenizer="qwen2")
 
 
 @pytest.mark.parametrize("cut", [1, 2, 7, 100, 1000])

@@ -112,3 +112,26 @@ def test_address_space_limit() -> None:
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
     assert memory.format_bytes(size) == text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells where a library's code is")
+def test_code_that_is_let_go_is_read_again() -> None:
+    import llvmlite.binding as llvm
+
+    def resident() -> int:
+        size, inside = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            first = line.split()[0]
+            if not first.endswith(":"):
+                inside = "r-xp" in line and "llvmlite" in line
+            elif inside and first == "Rss:":
+                size += int(line.split()[1])
+        return size
+
+    llvm.initialize_native_target()
+    llvm.parse_assembly("define i32 @f() { ret i32 1 }")
+    before = resident()
+    assert before > 0
+    memory.release_code("llvmlite")
+    assert resident() < before / 4
+    assert "ret i32 2" in str(llvm.parse_assembly("define i32 @f() { ret i32 2 }"))
