@@ -22,6 +22,7 @@ import numpy as np
 
 from edgellm.cache import PagedCache, blocks_for
 from edgellm.errors import ContextOverflowError, EdgeLLMError, InvalidSettingError, OutOfMemoryError
+from edgellm.locks import ForkAwareLock
 from edgellm.memory import available_bytes, format_bytes
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Executor, Float32Array
 from edgellm.results import FinishReason, Step, Timings
@@ -203,8 +204,8 @@ class Engine:
         self._chunk_rows = max(1, min(chunk_rows or executor.max_rows, executor.max_rows))
         # Two locks make the turns fair: who wants the next turn waits at the gate, and whoever just had one queues up
         # behind. A single lock would let a thread that comes back at once starve all others.
-        self._gate = threading.Lock()
-        self._step_lock = threading.Lock()
+        self._gate = ForkAwareLock()
+        self._step_lock = ForkAwareLock()
         # Sequences that ended, to be given back at the next turn: an abandoned stream is finalized by the garbage
         # collector, possibly inside a turn of the same thread, where waiting for the lock would never end.
         self._retired: deque[CacheSequence] = deque()
@@ -300,6 +301,9 @@ class Engine:
 
     def close(self) -> None:
         """Give all memory back once the running step is done; requests under way end with an error."""
+        if self._gate.torn or self._step_lock.torn:
+            self._closed = True  # a forked child: the step will never be done here
+            return
         with self._gate, self._step_lock:
             if not self._closed:
                 self._closed = True

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from edgellm.kernels.amx_input import to_bfloats_ir
 from edgellm.kernels.amx_layout import STEP
-from edgellm.kernels.matmul import fifth_bits, low_and_high, nibbles, or_codes, select_bits
+from edgellm.kernels.blocks import fifth_bits, low_and_high, nibbles, or_codes, select_bits
 from edgellm.kernels.packing import FORMATS
 from edgellm.kernels.products import lookup16
 from edgellm.kernels.simd import (
@@ -234,11 +234,11 @@ def row_scales(name):
             return splat_float(1.0)
 
         return ones
-    code_bytes = FORMATS[name].code_bytes
+    first = FORMATS[name].places()[1](0)
 
     @helper
     def first_scales(weights, blocks):
-        scale = load_halves(weights + blocks * code_bytes)
+        scale = load_halves(weights + first)
         size = float_bits(scale) & splat_int(0x7FFFFFFF)
         return where_not_greater(size, splat_int(0x007FFFFF), splat_float(1.0), scale)
 
@@ -254,17 +254,17 @@ def unpacker(name):
     if name == "bf16":
         return _bfloat_unpacker()
     layout = FORMATS[name]
-    code_bytes, scale_bytes, subs = layout.code_bytes, layout.scale_bytes, layout.values // STEP
+    codes_at, scales_at = (helper(place) for place in layout.places())
+    subs = layout.values // STEP
     codes_of, scales_of, normals = _codes_function(name), _scales_function(name), row_scales(name)
 
     @helper
     def unpack(weights, blocks, first, count, panel):
-        scales = weights + blocks * code_bytes
         normal = splat_float(1.0) / normals(weights, blocks)
         for block in range(first // subs, (first + count) // subs):
             for sub in range(subs):
-                codes = codes_of(weights + block * code_bytes, sub)
-                a, b, c, d = scales_of(scales + block * scale_bytes, sub, normal)
+                codes = codes_of(weights + codes_at(block), sub)
+                a, b, c, d = scales_of(weights + scales_at(block), sub, normal)
                 write_tile(codes, a, b, c, d, panel)
                 panel += PANEL_STEP_BYTES
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 from edgellm.kernels.simd import TARGET, call_named, instruction
 
@@ -58,6 +59,31 @@ def _function_at(builder, address, kind):
 def call_yield(builder, address):
     """Call a C function without arguments, such as sched_yield."""
     builder.call(_function_at(builder, address, ir.FunctionType(_i32, [])), [])
+
+
+@instruction(types.int64, types.int64, types.int64)
+def call_clock(builder, address, clock):
+    """Nanoseconds that C's ``clock_gettime`` at an address gives for a clock."""
+    kind = ir.FunctionType(_i32, [_i32, _pointer])
+    time = cgutils.alloca_once(builder, _i64, size=2)
+    builder.call(_function_at(builder, address, kind), [builder.trunc(clock, _i32), time])
+    nanoseconds = builder.load(builder.gep(time, [ir.Constant(_i64, 1)], source_etype=_i64), typ=_i64)
+    return builder.add(builder.mul(builder.load(time, typ=_i64), ir.Constant(_i64, 1_000_000_000)), nanoseconds)
+
+
+@intrinsic
+def call_system(context, function, number, address, operation, value, mask):
+    """Linux's futex by C's ``syscall`` at an address: the call's number, a word's address, what to do, the value
+    expected or the number of threads to wake, and the mask of threads; no time limit."""
+
+    def codegen(context, builder, _signature, values):
+        function, number, address, operation, value, mask = values
+        kind = ir.FunctionType(_i64, [_i64] * 7)
+        nothing = ir.Constant(_i64, 0)
+        arguments = [number, address, operation, value, nothing, nothing, mask]
+        return builder.call(_function_at(builder, function, kind), arguments)
+
+    return types.int64(*[types.int64] * 6), codegen
 
 
 @instruction(types.none, types.int64, types.int64, types.int64, types.int64)

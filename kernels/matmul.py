@@ -15,331 +15,23 @@ Variants: a packed format (``q4``), or one with ``_fine`` behind it: activations
 
 from __future__ import annotations
 
-from numba.core import types
-from numba.extending import intrinsic
-
+from edgellm.kernels.blocks import BLOCKS, TILE
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
-from edgellm.kernels.products import dot4_ir, lookup16
 from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
-    FLOATS,
-    INTS,
     get,
     helper,
     int64_at,
     load_floats,
-    load_halves,
-    load_ints,
-    load_signed_bytes,
-    load_unsigned_bytes,
-    prefetch,
     share,
     splat_float,
-    splat_int,
-    splat_ir,
     store_floats,
-    to_floats,
 )
 
-TILE = 4  # activation rows that share one unpacking of the weights
 ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all weights pass
-PREFETCH = 16384  # bytes ahead
+PREFETCH = {"q8": 2048}  # bytes ahead, by format
+PREFETCH_OTHERS = 16384
 VALUES_PER_SCALE = 16  # bytes of scales per 32 activations: scale, sum, sum of each half
-
-
-def _load(builder, address, offset, kind, align=4):
-    from llvmlite import ir
-
-    place = builder.add(address, ir.Constant(ir.IntType(64), offset))
-    return builder.load(builder.inttoptr(place, ir.PointerType()), align=align, typ=kind)
-
-
-def _tile_product(rows, chunks, sum_offset):
-    """An instruction: add one block's products to a tile of ``rows`` vectors of results.
-
-    ``chunks`` vectors of codes hold 4 values each of 16 weight rows; ``sum_offset`` is the place of the block's sum
-    among the activation scales. The loop over the tile is unrolled while the instruction is written.
-    """
-    from llvmlite import ir
-
-    tile = types.UniTuple(FLOATS, rows)
-    codes = types.UniTuple(INTS, chunks)
-    floats, ints = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
-
-    def codegen(context, builder, _signature, values):
-        results, weights, scale, offset, inputs, input_stride, scales, scales_stride = values
-        fused = ir.FunctionType(floats, [floats] * 3)
-        multiply_and_add = builder.module.globals.get("llvm.fmuladd.v16f32")
-        if multiply_and_add is None:
-            multiply_and_add = ir.Function(builder.module, fused, "llvm.fmuladd.v16f32")
-        vectors = [builder.extract_value(weights, number) for number in range(chunks)]
-        for row in range(rows):
-            total = ir.Constant(ints, [0] * 16)
-            for number, vector in enumerate(vectors):
-                four = splat_ir(builder, _load(builder, inputs, 4 * number, ir.IntType(32)))
-                total = dot4_ir(builder, total, vector, four)
-            d = splat_ir(builder, _load(builder, scales, 0, ir.FloatType()))
-            block_sum = splat_ir(builder, _load(builder, scales, sum_offset, ir.FloatType()))
-            value = builder.extract_value(results, row)
-            product = builder.fmul(builder.sitofp(total, floats), d)
-            value = builder.call(multiply_and_add, [product, scale, value])
-            value = builder.call(multiply_and_add, [offset, block_sum, value])
-            results = builder.insert_value(results, value, row)
-            inputs = builder.add(inputs, input_stride)
-            scales = builder.add(scales, scales_stride)
-        return results
-
-    @intrinsic
-    def add_products(context, results, weights, scale, offset, inputs, input_stride, scales, scales_stride):
-        parameters = (tile, codes, FLOATS, FLOATS, types.int64, types.int64, types.int64, types.int64)
-        return tile(*parameters), codegen
-
-    return add_products
-
-
-# -- unpacking: one block of a group to vectors of codes, scales and offsets ---------------------------------------
-# A block function adds one block's products to a tile: codes and scales are addresses of the block in the group,
-# x and s those of the activations' codes and scales at the same place, ahead what to prefetch (0: nothing).
-
-
-@helper
-def prefetch_lines(ahead, part, size):
-    """Prefetch the lines of one part of a block, ``size`` bytes each, unless ``ahead`` is 0."""
-    if ahead:
-        for line in range(0, size, 64):
-            prefetch(ahead + part * size + line)
-
-
-@helper
-def nibbles(codes):
-    """32 values of 16 rows from 4 vectors: the low halves of the bytes are values 0-15, the high halves 16-31."""
-    low = splat_int(0x0F0F0F0F)
-    four = splat_int(4)
-    a, b, c, d = load_ints(codes), load_ints(codes + 64), load_ints(codes + 128), load_ints(codes + 192)
-    return (
-        a & low, b & low, c & low, d & low,
-        (a >> four) & low, (b >> four) & low, (c >> four) & low, (d >> four) & low,
-    )  # fmt: skip
-
-
-@helper
-def fifth_bits(bits, codes):
-    """Add bit 4 to eight vectors of codes: byte b, bit j of ``bits`` belongs to value 4 j + b."""
-    mask = splat_int(0x10101010)
-    return (
-        codes[0] | ((bits << splat_int(4)) & mask), codes[1] | ((bits << splat_int(3)) & mask),
-        codes[2] | ((bits << splat_int(2)) & mask), codes[3] | ((bits << splat_int(1)) & mask),
-        codes[4] | (bits & mask), codes[5] | ((bits >> splat_int(1)) & mask),
-        codes[6] | ((bits >> splat_int(2)) & mask), codes[7] | ((bits >> splat_int(3)) & mask),
-    )  # fmt: skip
-
-
-def _bytes_per_32_values(name):
-    """Of 16 packed rows."""
-    layout = FORMATS[name]
-    return (layout.code_bytes + layout.scale_bytes) * 32 // layout.values
-
-
-def _blocks_of_32(rows, name):
-    """Formats with one half-precision scale, and perhaps an offset, per 32 values."""
-    prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4)
-    look_up = lookup16(FORMATS["iq4"].table)
-    unsigned = {"q8": -128.0, "q4": -8.0, "q5": -16.0, "iq4": -128.0}
-
-    if name in ("q4m", "q5m"):
-
-        @helper
-        def offset_of(scale, scales):
-            return load_halves(scales + 32)
-    else:
-        zero = unsigned[name]
-
-        @helper
-        def offset_of(scale, scales):
-            return scale * splat_float(zero)
-
-    if name == "q8":
-
-        @helper
-        def codes_of(codes):
-            return (
-                load_ints(codes), load_ints(codes + 64), load_ints(codes + 128), load_ints(codes + 192),
-                load_ints(codes + 256), load_ints(codes + 320), load_ints(codes + 384), load_ints(codes + 448),
-            )  # fmt: skip
-    elif name in ("q5", "q5m"):
-
-        @helper
-        def codes_of(codes):
-            return fifth_bits(load_ints(codes + 256), nibbles(codes))
-    elif name == "iq4":
-
-        @helper
-        def codes_of(codes):
-            n = nibbles(codes)
-            return (
-                look_up(n[0]), look_up(n[1]), look_up(n[2]), look_up(n[3]),
-                look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
-            )  # fmt: skip
-    else:
-
-        @helper
-        def codes_of(codes):
-            return nibbles(codes)
-
-    @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
-        scale = load_halves(scales)
-        prefetch_lines(ahead, 0, prefetch_bytes)
-        return add(tile, codes_of(codes), scale, offset_of(scale, scales), x, x_stride, s, s_stride)
-
-    return block
-
-
-@helper
-def low_and_high(codes, shift):
-    """Eight vectors: 32 values that are halves of bytes, the low ones (shift 0) or the high ones (4)."""
-    mask, by = splat_int(0x0F0F0F0F), splat_int(shift)
-    return (
-        (load_ints(codes) >> by) & mask, (load_ints(codes + 64) >> by) & mask,
-        (load_ints(codes + 128) >> by) & mask, (load_ints(codes + 192) >> by) & mask,
-        (load_ints(codes + 256) >> by) & mask, (load_ints(codes + 320) >> by) & mask,
-        (load_ints(codes + 384) >> by) & mask, (load_ints(codes + 448) >> by) & mask,
-    )  # fmt: skip
-
-
-@helper
-def select_bits(address, shift, mask, left):
-    """Eight vectors of a few bits each: (load >> shift) & mask << left."""
-    by, keep, up = splat_int(shift), splat_int(mask), splat_int(left)
-    return (
-        ((load_ints(address) >> by) & keep) << up, ((load_ints(address + 64) >> by) & keep) << up,
-        ((load_ints(address + 128) >> by) & keep) << up, ((load_ints(address + 192) >> by) & keep) << up,
-        ((load_ints(address + 256) >> by) & keep) << up, ((load_ints(address + 320) >> by) & keep) << up,
-        ((load_ints(address + 384) >> by) & keep) << up, ((load_ints(address + 448) >> by) & keep) << up,
-    )  # fmt: skip
-
-
-@helper
-def or_codes(a, b):
-    return (
-        a[0] | b[0], a[1] | b[1], a[2] | b[2], a[3] | b[3], a[4] | b[4], a[5] | b[5], a[6] | b[6], a[7] | b[7]
-    )  # fmt: skip
-
-
-def _four_or_five_bits_by_superblock(rows, name):
-    """Q4_K and Q5_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum."""
-    prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4)
-    five = name == "k5"
-
-    @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
-        d = load_halves(scales)
-        minimum = load_halves(scales + 32) * splat_float(-1.0)
-        for sub in range(8):
-            prefetch_lines(ahead, sub, prefetch_bytes)
-            scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
-            offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
-            values = low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
-            if five:
-                values = or_codes(values, select_bits(codes + 2048, sub, 0x01010101, 4))
-            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
-        return tile
-
-    return block
-
-
-def _sixteen_value_scales(rows, name):
-    """Q2_K, Q3_K and Q6_K: 16 sub-blocks of 16 values, each with its scale (Q2_K: and minimum)."""
-    prefetch_bytes = _bytes_per_32_values(name)
-    add_low, add_high = _tile_product(rows, 4, 8), _tile_product(rows, 4, 12)
-    two, three = name == "k2", name == "k3"
-
-    @helper
-    def values_of(codes, half, part):
-        # Values 128 half + 32 part + (0..31).
-        if two:
-            return select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
-        if three:
-            low = select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
-            return or_codes(low, select_bits(codes + 1024, 4 * half + part, 0x01010101, 2))
-        low = low_and_high(codes + 1024 * half + 512 * (part & 1), (part >> 1) * 4)
-        return or_codes(low, select_bits(codes + 2048 + 512 * half, 2 * part, 0x03030303, 4))
-
-    @helper
-    def scale_and_offset(d, minimum, address):
-        if two:
-            both = load_unsigned_bytes(address)
-            return d * to_floats(both & splat_int(15)), minimum * to_floats(both >> splat_int(4))
-        scale = d * to_floats(load_signed_bytes(address))
-        return scale, scale * splat_float(-4.0 if three else -32.0)
-
-    @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
-        d = load_halves(scales)
-        minimum = load_halves(scales + 32) * splat_float(-1.0)
-        for sub in range(8):
-            prefetch_lines(ahead, sub, prefetch_bytes)
-            v = values_of(codes, sub >> 2, sub & 3)
-            scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub)
-            x_sub, s_sub = x + 32 * sub, s + 16 * sub
-            tile = add_low(tile, (v[0], v[1], v[2], v[3]), scale, offset, x_sub, x_stride, s_sub, s_stride)
-            scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub + 16)
-            tile = add_high(tile, (v[4], v[5], v[6], v[7]), scale, offset, x_sub + 16, x_stride, s_sub, s_stride)
-        return tile
-
-    return block
-
-
-def _table_by_superblock(rows, name):
-    """IQ4_XS: 8 sub-blocks of 32 table entries, each with a 6-bit scale (stored as a signed byte)."""
-    prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4)
-    look_up = lookup16(FORMATS["iq4"].table)
-
-    @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
-        d = load_halves(scales)
-        for sub in range(8):
-            prefetch_lines(ahead, sub, prefetch_bytes)
-            scale = d * to_floats(load_signed_bytes(scales + 32 + 16 * sub))
-            n = nibbles(codes + 256 * sub)
-            values = (
-                look_up(n[0]), look_up(n[1]), look_up(n[2]), look_up(n[3]),
-                look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
-            )  # fmt: skip
-            offset = scale * splat_float(-128.0)
-            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
-        return tile
-
-    return block
-
-
-def _ternary(rows, name):
-    """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values."""
-    prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4)
-
-    @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
-        scale = load_halves(scales)
-        offset = scale * splat_float(-1.0)
-        for sub in range(8):
-            prefetch_lines(ahead, sub, prefetch_bytes)
-            values = select_bits(codes + 512 * (sub >> 2), 2 * (sub & 3), 0x03030303, 0)
-            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
-        return tile
-
-    return block
-
-
-_BLOCKS = {
-    "q8": _blocks_of_32, "q4": _blocks_of_32, "q4m": _blocks_of_32, "q5": _blocks_of_32, "q5m": _blocks_of_32,
-    "iq4": _blocks_of_32, "k4": _four_or_five_bits_by_superblock, "k5": _four_or_five_bits_by_superblock,
-    "k2": _sixteen_value_scales, "k3": _sixteen_value_scales, "k6": _sixteen_value_scales,
-    "iq4x": _table_by_superblock, "t2": _ternary,
-}  # fmt: skip
 
 
 @helper
@@ -361,6 +53,52 @@ def store_tile(tile, output, stride, bias, accumulate):
     store_result(tile[3], output + 3 * stride, bias, accumulate)
 
 
+def _group(rows, name):
+    """``f(tile, weights, blocks, ...)``: add the products of all blocks of a group to a tile.
+
+    Blocks that share a unit are two calls in one round of the loop: then each load goes on by the same number of bytes
+    every time, which is what a processor's prefetcher recognises.
+    """
+    layout = FORMATS[name]
+    block = BLOCKS[name](rows, name)
+    code_bytes, scale_bytes, unit_bytes = layout.code_bytes, layout.scale_bytes, layout.unit_bytes
+    input_bytes, sums_bytes = layout.values, layout.values // 32 * VALUES_PER_SCALE
+
+    if not layout.paired:
+
+        @helper
+        def group(tile, weights, blocks, x, x_stride, s, s_stride, distance):
+            for number in range(blocks):
+                codes = weights + number * unit_bytes
+                ahead = codes + distance if distance else 0
+                tile = block(
+                    tile, codes, codes + code_bytes, x + number * input_bytes, x_stride,
+                    s + number * sums_bytes, s_stride, ahead,
+                )  # fmt: skip
+            return tile
+
+        return group
+
+    @helper
+    def group(tile, weights, blocks, x, x_stride, s, s_stride, distance):
+        for number in range(0, blocks - 1, 2):
+            codes = weights + (number >> 1) * unit_bytes
+            scales = codes + 2 * code_bytes
+            ahead = codes + distance if distance else 0
+            x_pair, s_pair = x + number * input_bytes, s + number * sums_bytes
+            tile = block(tile, codes, scales, x_pair, x_stride, s_pair, s_stride, ahead)
+            codes, scales = codes + code_bytes, scales + scale_bytes
+            ahead = codes + distance if distance else 0
+            tile = block(tile, codes, scales, x_pair + input_bytes, x_stride, s_pair + sums_bytes, s_stride, ahead)
+        if blocks & 1:
+            codes = weights + (blocks >> 1) * unit_bytes
+            x_last, s_last = x + (blocks - 1) * input_bytes, s + (blocks - 1) * sums_bytes
+            tile = block(tile, codes, codes + 2 * code_bytes, x_last, x_stride, s_last, s_stride, 0)
+        return tile
+
+    return group
+
+
 VARIANTS = tuple(f"{name}{fine}" for name in FORMATS if name not in FLOAT_FORMATS for fine in ("", "_fine"))
 
 
@@ -371,23 +109,14 @@ def group_products(variant):
     scales, results and bias; and how many activation rows are a tile (1: the first function is not for this variant).
     """
     name, _, fine = variant.partition("_")
-    layout = FORMATS[name]
-    code_bytes, scale_bytes = layout.code_bytes, layout.scale_bytes
-    input_bytes, activation_scale_bytes = layout.values, layout.values // 32 * VALUES_PER_SCALE
-    many, one = _BLOCKS[name](TILE, name), _BLOCKS[name](2 if fine else 1, name)
-    rows_at_once = 1 if fine else TILE
+    many, one = _group(TILE, name), _group(2 if fine else 1, name)
+    rows_at_once, distance = 1 if fine else TILE, PREFETCH.get(name, PREFETCH_OTHERS)
 
     @helper
     def group_by_tile(record, weights, blocks, x, s, output, bias):
         x_stride, s_stride = get(record, F.input_stride), get(record, F.scales_stride)
         zero = splat_float(0.0)
-        tile = (zero, zero, zero, zero)
-        scales = weights + blocks * code_bytes
-        for block in range(blocks):
-            tile = many(
-                tile, weights + block * code_bytes, scales + block * scale_bytes,
-                x + block * input_bytes, x_stride, s + block * activation_scale_bytes, s_stride, 0,
-            )  # fmt: skip
+        tile = many((zero, zero, zero, zero), weights, blocks, x, x_stride, s, s_stride, 0)
         store_tile(tile, output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
     if fine:  # a row and its remainder are a tile of two
@@ -411,16 +140,8 @@ def group_products(variant):
 
     @helper
     def group_by_row(record, weights, blocks, x, s, output, bias):
-        tile = no_results()
-        scales = weights + blocks * code_bytes
         fine_codes, fine_scales = get(record, F.fine_codes), get(record, F.fine_scales)
-        for block in range(blocks):
-            # Codes and scales are read from two places, but all of both are prefetched once, in their order.
-            ahead = weights + PREFETCH + block * (code_bytes + scale_bytes)
-            tile = one(
-                tile, weights + block * code_bytes, scales + block * scale_bytes, x + block * input_bytes, fine_codes,
-                s + block * activation_scale_bytes, fine_scales, ahead,
-            )  # fmt: skip
+        tile = one(no_results(), weights, blocks, x, fine_codes, s, fine_scales, distance)
         store(tile, output, bias, get(record, F.accumulate))
 
     return group_by_tile, group_by_row, rows_at_once

@@ -103,7 +103,7 @@ def kernel(variant):
     """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
     name, _, mode = variant.partition("_")
     layout = FORMATS[name]
-    values, code_bytes, scale_bytes = layout.values, layout.code_bytes, layout.scale_bytes
+    values, block_bytes = layout.values, layout.code_bytes + layout.scale_bytes
     configure, release = tiles(mode).configure, tiles(mode).release
     all_rows, upper_rows = _products(mode)
     unpack, scales_of_rows = unpacker(name), row_scales(name)
@@ -114,11 +114,10 @@ def kernel(variant):
         return rest if rest <= LARGEST_CHUNK else CHUNK
 
     @helper
-    def prefetch_chunk(weights, blocks, begin, size, part, parts):
+    def prefetch_chunk(weights, begin, size, part, parts):
         """One part of the weights of a chunk of one group."""
         first, count = begin // values, size // values
-        _prefetch_part(weights + first * code_bytes, count * code_bytes, part, parts)
-        _prefetch_part(weights + blocks * code_bytes + first * scale_bytes, count * scale_bytes, part, parts)
+        _prefetch_part(weights + first * block_bytes, count * block_bytes, part, parts)
 
     @helper
     def write_group(record, weights, results, group, first_row, end_row, later):
@@ -155,7 +154,7 @@ def kernel(variant):
             next_size = chunk_size(next_begin, stop)
             for part in range(parts):
                 for side in range(groups):
-                    prefetch_chunk(ahead + side * group_bytes, blocks, next_begin, next_size, part, parts)
+                    prefetch_chunk(ahead + side * group_bytes, next_begin, next_size, part, parts)
                 row = ROW_BLOCK * part
                 inputs = get(record, F.input) + (row * columns + ROW_BLOCK * begin) * 2
                 place = results + (_RESULT_BYTES * part if several else 0)

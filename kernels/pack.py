@@ -258,14 +258,13 @@ def _quantized(recipe, layout):
     pack_block = _nothing
     for section in recipe.sections:
         pack_block = _step(section, pack_block)
-    block_bytes, code_bytes, scale_bytes = recipe.block_bytes, layout.code_bytes, layout.scale_bytes
+    block_bytes = recipe.block_bytes
+    codes_at, scales_at = (helper(place) for place in layout.places())
 
     @helper
     def pack_group(source, stride, target, blocks):
         for block in range(blocks):
-            codes = target + block * code_bytes
-            scales = target + blocks * code_bytes + block * scale_bytes
-            pack_block(source + block * block_bytes, stride, codes, scales)
+            pack_block(source + block * block_bytes, stride, target + codes_at(block), target + scales_at(block))
 
     return pack_group
 

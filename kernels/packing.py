@@ -1,6 +1,8 @@
 """How weights lie in memory for the kernels: rows in groups of 16, one SIMD lane a row.
 
-A group holds first the codes of all blocks, then the scales of all blocks:
+A group is a sequence of blocks along the rows, read from its first byte to its last, so that a processor's own
+prefetcher sees one stream: with the scales of all blocks behind all codes, reading was half as fast. Each block is
+its codes and then its scales; where that is no multiple of a cache line, two blocks share a unit, codes before scales:
 
 - codes: vectors of 64 bytes; lane r (4 bytes) of a vector has four neighbouring bytes of row r's code section. The
   bytes are those of the file, so unpacking a vector gives the same four values of 16 rows.
@@ -32,9 +34,33 @@ class Format:
     scale_bytes: int
     table: tuple[int, ...] = ()
 
+    @property
+    def paired(self) -> bool:
+        """Whether two blocks share a unit, so that units are whole cache lines and vectors straddle none."""
+        return self.scale_bytes > 0 and (self.code_bytes + self.scale_bytes) % 64 > 0
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of a unit: the codes of one block or of two, then their scales."""
+        return (self.code_bytes + self.scale_bytes) * (2 if self.paired else 1)
+
     def group_bytes(self, blocks: int) -> int:
-        """Bytes of a group of 16 rows, a multiple of 64 so that vectors do not straddle cache lines."""
-        return -(-blocks * (self.code_bytes + self.scale_bytes) // 64) * 64
+        """Bytes of a group of 16 rows, a multiple of 64."""
+        units = -(-blocks // 2) if self.paired else blocks
+        return -(-units * self.unit_bytes // 64) * 64
+
+    def places(self) -> tuple[Callable[[int], int], Callable[[int], int]]:
+        """Where in a group the codes of a block are, and where its scales: functions of the block's number.
+
+        They are plain enough to be compiled into a kernel.
+        """
+        unit, code_bytes, scale_bytes = self.unit_bytes, self.code_bytes, self.scale_bytes
+        if self.paired:
+            return (
+                lambda block: (block >> 1) * unit + (block & 1) * code_bytes,
+                lambda block: (block >> 1) * unit + 2 * code_bytes + (block & 1) * scale_bytes,
+            )
+        return lambda block: block * unit, lambda block: block * unit + code_bytes
 
 
 # The non-linear 4-bit codes of IQ4_NL and IQ4_XS, plus 128 to make them unsigned.

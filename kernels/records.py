@@ -229,7 +229,16 @@ TEAM = _lines(
     "closed",  # 1: workers end
     "plan",  # address of the plan
     "operations",  # operations in the plan
+    "late",  # threads that sleep at the barrier, or are about to
+    "sleeping",  # workers that sleep until the next plan, or are about to
+    "lost",  # nanoseconds that threads waited at barriers beyond the first microseconds, all together
+    "spins",  # how often a thread looks at what it waits for before it yields
+    "barrier_yields",  # how often a thread yields at a barrier before it sleeps
+    "idle_yields",  # how often a worker yields between plans before it sleeps
     "yield_function",  # address of a C function that gives the core to another thread
-    "idle_yields",  # how often a worker yields before it sleeps
+    "clock_function",  # address of C's clock_gettime, or 0
+    "clock",  # which clock
+    "system_call",  # address of C's syscall where there are futexes, else 0: threads at barriers do not sleep
+    "futex",  # the number of that system call
 )
 TEAM_BYTES = 64 * len(TEAM)

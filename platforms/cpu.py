@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ from edgellm.graph import Attention, Graph, Linear, Norm
 from edgellm.kernels.library import KernelLibrary
 from edgellm.kernels.packing import PackedMatrix
 from edgellm.kernels.target import current_target
+from edgellm.locks import ForkAwareLock
 from edgellm.memory import release_code
 from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
@@ -24,6 +24,7 @@ from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step,
 from edgellm.platforms.cpu_plan import Planner
 from edgellm.platforms.cpu_weights import WeightLoader
 from edgellm.platforms.features import physical_cores
+from edgellm.platforms.idle_cores import IdleCores
 from edgellm.platforms.team_size import TeamSize
 from edgellm.platforms.threads import KERNELS as TEAM_KERNELS
 from edgellm.platforms.threads import ThreadTeam
@@ -70,7 +71,7 @@ class CPUExecutor:
         self.graph = graph
         self._weights = weights
         self._progress = progress
-        self._lock = threading.Lock()
+        self._lock = ForkAwareLock()
         self._cache = CacheMemory(graph.cache, cache_type)
         self.block_bytes = self._cache.block_bytes
         self.threads = threads or physical_cores()
@@ -90,7 +91,7 @@ class CPUExecutor:
         library = KernelLibrary(current_target(), kernels_folder(), self._progress)
         self._addresses = library.load(sorted(names))
         release_code("llvmlite")  # tens of megabytes, for linking alone
-        self._size = TeamSize(self.threads, adapt=self._adapt)
+        self._size = TeamSize(self.threads, self._adapt, IdleCores())
         self._team = ThreadTeam(self._addresses, self.threads, keep_alive=library)
 
     def _load(self, cache_type: str, meanwhile: Callable[[], object] | None) -> None:
@@ -181,13 +182,12 @@ class CPUExecutor:
         with self._lock:
             self._check_open()
             self._take(batch)
-            begin = time.perf_counter()
+            begin, waited = time.perf_counter(), self._team.waited
             many = self._tiles is not None and len(batch.tokens) >= FEWEST_ROWS
             self._team.run(self._tiled_body if many else self._body, self._size.threads)
             logits = self._run_head(batch.outputs)
-            if len(batch.tokens) == 1:  # only these are alike enough to be compared
-                now = time.perf_counter()
-                self._size.note(now - begin, now)
+            now = time.perf_counter()
+            self._size.note(len(batch.tokens), now - begin, self._team.waited - waited, now)
             return logits
 
     def _run_head(self, outputs: NDArray[np.int32]) -> Float32Array:

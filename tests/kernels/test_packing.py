@@ -47,14 +47,15 @@ def random_raw(type_name: str, rows: int, blocks: int, seed: int = 0) -> NDArray
 
 
 def parts(matrix: PackedMatrix) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """What kernels read: the codes (groups, bytes) and the scales (groups, blocks, bytes of a block)."""
+    """What kernels read: codes and scales, each (groups, blocks, bytes of a block)."""
     layout, blocks = matrix.format, matrix.blocks
     groups = matrix.data.reshape(matrix.groups, layout.group_bytes(blocks))
-    end = blocks * layout.code_bytes
-    scales = groups[:, end : end + blocks * layout.scale_bytes].reshape(matrix.groups, blocks, -1).copy()
+    codes_at, scales_at = layout.places()
+    codes = np.stack([groups[:, codes_at(block) :][:, : layout.code_bytes] for block in range(blocks)], axis=1)
+    scales = np.stack([groups[:, scales_at(block) :][:, : layout.scale_bytes] for block in range(blocks)], axis=1)
     if layout.name in ("k3", "k6"):
         scales[:, :, 32:64] = 0  # the place of the minimum, which these have not
-    return groups[:, :end], scales
+    return codes, scales
 
 
 def same(a: PackedMatrix, b: PackedMatrix) -> bool:

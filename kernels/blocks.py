@@ -1,0 +1,396 @@
+"""Blocks of packed weights: unpacked to vectors of codes, scales and offsets, and multiplied by activations.
+
+What `edgellm.kernels.matmul` and others repeat for every block of a group. Codes are unpacked once for a tile of
+several activation rows.
+"""
+
+from __future__ import annotations
+
+from numba.core import types
+from numba.extending import intrinsic
+
+from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.products import dot4_ir, lookup16
+from edgellm.kernels.simd import (
+    FLOATS,
+    INTS,
+    helper,
+    load_halves,
+    load_ints,
+    load_signed_bytes,
+    load_unsigned_bytes,
+    prefetch,
+    splat_float,
+    splat_int,
+    splat_ir,
+    to_floats,
+)
+
+TILE = 4  # activation rows that share one unpacking of the weights
+PREFETCH_STEP = 128  # bytes: the next line comes along
+
+
+def _load(builder, address, offset, kind, align=4):
+    from llvmlite import ir
+
+    place = builder.add(address, ir.Constant(ir.IntType(64), offset))
+    return builder.load(builder.inttoptr(place, ir.PointerType()), align=align, typ=kind)
+
+
+def _tile_product(rows, chunks, sum_offset, shift=None):
+    """An instruction: add one block's products to a tile of ``rows`` vectors of results.
+
+    ``chunks`` vectors of codes hold 4 values each of 16 weight rows; ``sum_offset`` is the place of the block's sum
+    among the activation scales. With a ``shift`` the second half of the vectors is summed by itself, and that sum
+    divided by ``2^shift``: those codes are that much too large. The loop over the tile is unrolled while the
+    instruction is written.
+    """
+    from llvmlite import ir
+
+    tile = types.UniTuple(FLOATS, rows)
+    codes = types.UniTuple(INTS, chunks)
+    floats, ints = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
+
+    def codegen(context, builder, _signature, values):
+        results, weights, scale, offset, inputs, input_stride, scales, scales_stride = values
+        fused = ir.FunctionType(floats, [floats] * 3)
+        multiply_and_add = builder.module.globals.get("llvm.fmuladd.v16f32")
+        if multiply_and_add is None:
+            multiply_and_add = ir.Function(builder.module, fused, "llvm.fmuladd.v16f32")
+        vectors = [builder.extract_value(weights, number) for number in range(chunks)]
+        for row in range(rows):
+            totals = [ir.Constant(ints, [0] * 16)] * 2
+            for number, vector in enumerate(vectors):
+                four = splat_ir(builder, _load(builder, inputs, 4 * number, ir.IntType(32)))
+                half = 0 if shift is None else 2 * number // chunks
+                totals[half] = dot4_ir(builder, totals[half], vector, four)
+            total = totals[0]
+            if shift is not None:
+                divided = builder.ashr(totals[1], ir.Constant(ints, [shift] * 16)) if shift else totals[1]
+                total = builder.add(total, divided)
+            d = splat_ir(builder, _load(builder, scales, 0, ir.FloatType()))
+            block_sum = splat_ir(builder, _load(builder, scales, sum_offset, ir.FloatType()))
+            value = builder.extract_value(results, row)
+            product = builder.fmul(builder.sitofp(total, floats), d)
+            value = builder.call(multiply_and_add, [product, scale, value])
+            value = builder.call(multiply_and_add, [offset, block_sum, value])
+            results = builder.insert_value(results, value, row)
+            inputs = builder.add(inputs, input_stride)
+            scales = builder.add(scales, scales_stride)
+        return results
+
+    @intrinsic
+    def add_products(context, results, weights, scale, offset, inputs, input_stride, scales, scales_stride):
+        parameters = (tile, codes, FLOATS, FLOATS, types.int64, types.int64, types.int64, types.int64)
+        return tile(*parameters), codegen
+
+    return add_products
+
+
+# -- unpacking: one block of a group to vectors of codes, scales and offsets ---------------------------------------
+# A block function adds one block's products to a tile: codes and scales are addresses of the block in the group,
+# x and s those of the activations' codes and scales at the same place, ahead what to prefetch (0: nothing).
+
+
+@helper
+def prefetch_lines(ahead, part, size):
+    """Prefetch one part of a block, ``size`` bytes each, unless ``ahead`` is 0."""
+    if ahead:
+        for line in range(0, size, PREFETCH_STEP):
+            prefetch(ahead + part * size + line)
+
+
+@helper
+def nibbles(codes):
+    """32 values of 16 rows from 4 vectors: the low halves of the bytes are values 0-15, the high halves 16-31."""
+    low = splat_int(0x0F0F0F0F)
+    four = splat_int(4)
+    a, b, c, d = load_ints(codes), load_ints(codes + 64), load_ints(codes + 128), load_ints(codes + 192)
+    return (
+        a & low, b & low, c & low, d & low,
+        (a >> four) & low, (b >> four) & low, (c >> four) & low, (d >> four) & low,
+    )  # fmt: skip
+
+
+@helper
+def _nibbles_in_place(codes):
+    """The same, but that the high halves are left where they are: 16 times too large."""
+    low, high = splat_int(0x0F0F0F0F), splat_int(0xF0F0F0F0 - (1 << 32))
+    a, b, c, d = load_ints(codes), load_ints(codes + 64), load_ints(codes + 128), load_ints(codes + 192)
+    return a & low, b & low, c & low, d & low, a & high, b & high, c & high, d & high
+
+
+@helper
+def fifth_bits(bits, codes):
+    """Add bit 4 to eight vectors of codes: byte b, bit j of ``bits`` belongs to value 4 j + b."""
+    mask = splat_int(0x10101010)
+    return (
+        codes[0] | ((bits << splat_int(4)) & mask), codes[1] | ((bits << splat_int(3)) & mask),
+        codes[2] | ((bits << splat_int(2)) & mask), codes[3] | ((bits << splat_int(1)) & mask),
+        codes[4] | (bits & mask), codes[5] | ((bits >> splat_int(1)) & mask),
+        codes[6] | ((bits >> splat_int(2)) & mask), codes[7] | ((bits >> splat_int(3)) & mask),
+    )  # fmt: skip
+
+
+def _bytes_per_32_values(name):
+    """Of 16 packed rows."""
+    layout = FORMATS[name]
+    return (layout.code_bytes + layout.scale_bytes) * 32 // layout.values
+
+
+def _blocks_of_32(rows, name):
+    """Formats with one half-precision scale, and perhaps an offset, per 32 values.
+
+    For few rows two short chains of products are faster than a long one, and unpacking less costs most.
+    """
+    prefetch_bytes = _bytes_per_32_values(name)
+    in_place = rows < TILE and name in ("q4", "q4m")
+    add = _tile_product(rows, 8, 4, None if rows == TILE else 4 if in_place else 0)
+    look_up = lookup16(FORMATS["iq4"].table)
+    unsigned = {"q8": -128.0, "q4": -8.0, "q5": -16.0, "iq4": -128.0}
+
+    if name in ("q4m", "q5m"):
+
+        @helper
+        def offset_of(scale, scales):
+            return load_halves(scales + 32)
+    else:
+        zero = unsigned[name]
+
+        @helper
+        def offset_of(scale, scales):
+            return scale * splat_float(zero)
+
+    if name == "q8":
+
+        @helper
+        def codes_of(codes):
+            return (
+                load_ints(codes), load_ints(codes + 64), load_ints(codes + 128), load_ints(codes + 192),
+                load_ints(codes + 256), load_ints(codes + 320), load_ints(codes + 384), load_ints(codes + 448),
+            )  # fmt: skip
+    elif name in ("q5", "q5m"):
+
+        @helper
+        def codes_of(codes):
+            return fifth_bits(load_ints(codes + 256), nibbles(codes))
+    elif name == "iq4":
+
+        @helper
+        def codes_of(codes):
+            n = nibbles(codes)
+            return (
+                look_up(n[0]), look_up(n[1]), look_up(n[2]), look_up(n[3]),
+                look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
+            )  # fmt: skip
+    elif in_place:
+
+        @helper
+        def codes_of(codes):
+            return _nibbles_in_place(codes)
+    else:
+
+        @helper
+        def codes_of(codes):
+            return nibbles(codes)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+        scale = load_halves(scales)
+        prefetch_lines(ahead, 0, prefetch_bytes)
+        return add(tile, codes_of(codes), scale, offset_of(scale, scales), x, x_stride, s, s_stride)
+
+    return block
+
+
+@helper
+def low_and_high(codes, shift):
+    """Eight vectors: 32 values that are halves of bytes, the low ones (shift 0) or the high ones (4)."""
+    mask, by = splat_int(0x0F0F0F0F), splat_int(shift)
+    return (
+        (load_ints(codes) >> by) & mask, (load_ints(codes + 64) >> by) & mask,
+        (load_ints(codes + 128) >> by) & mask, (load_ints(codes + 192) >> by) & mask,
+        (load_ints(codes + 256) >> by) & mask, (load_ints(codes + 320) >> by) & mask,
+        (load_ints(codes + 384) >> by) & mask, (load_ints(codes + 448) >> by) & mask,
+    )  # fmt: skip
+
+
+@helper
+def select_bits(address, shift, mask, left):
+    """Eight vectors of a few bits each: (load >> shift) & mask << left."""
+    by, keep, up = splat_int(shift), splat_int(mask), splat_int(left)
+    return (
+        ((load_ints(address) >> by) & keep) << up, ((load_ints(address + 64) >> by) & keep) << up,
+        ((load_ints(address + 128) >> by) & keep) << up, ((load_ints(address + 192) >> by) & keep) << up,
+        ((load_ints(address + 256) >> by) & keep) << up, ((load_ints(address + 320) >> by) & keep) << up,
+        ((load_ints(address + 384) >> by) & keep) << up, ((load_ints(address + 448) >> by) & keep) << up,
+    )  # fmt: skip
+
+
+@helper
+def or_codes(a, b):
+    return (
+        a[0] | b[0], a[1] | b[1], a[2] | b[2], a[3] | b[3], a[4] | b[4], a[5] | b[5], a[6] | b[6], a[7] | b[7]
+    )  # fmt: skip
+
+
+@helper
+def _masked(codes, mask):
+    """Eight vectors: the bytes' bits under a mask."""
+    keep = splat_int(mask)
+    return (
+        load_ints(codes) & keep, load_ints(codes + 64) & keep,
+        load_ints(codes + 128) & keep, load_ints(codes + 192) & keep,
+        load_ints(codes + 256) & keep, load_ints(codes + 320) & keep,
+        load_ints(codes + 384) & keep, load_ints(codes + 448) & keep,
+    )  # fmt: skip
+
+
+def _repeated(byte):
+    """A byte in all four places of a signed 32-bit number."""
+    return int.from_bytes(bytes([byte] * 4), "little", signed=True)
+
+
+def _four_bits_by_superblock(rows, name):
+    """Q4_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum. Two share their bytes; the codes in the
+    high halves stay there, 16 times too large, and their scale makes up for it."""
+    prefetch_bytes = 2 * _bytes_per_32_values(name)
+    add = _tile_product(rows, 8, 4, None if rows == TILE else 0)
+    low, high = _repeated(0x0F), _repeated(0xF0)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+        d = load_halves(scales)
+        sixteenth = d * splat_float(0.0625)
+        minimum = load_halves(scales + 32) * splat_float(-1.0)
+        for sub in range(0, 8, 2):
+            prefetch_lines(ahead, sub >> 1, prefetch_bytes)
+            scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
+            offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
+            x_sub, s_sub, place = x + 32 * sub, s + 16 * sub, codes + 256 * sub
+            tile = add(tile, _masked(place, low), scale, offset, x_sub, x_stride, s_sub, s_stride)
+            scale = sixteenth * to_floats(load_unsigned_bytes(scales + 80 + 16 * sub))
+            offset = minimum * to_floats(load_unsigned_bytes(scales + 208 + 16 * sub))
+            tile = add(tile, _masked(place, high), scale, offset, x_sub + 32, x_stride, s_sub + 16, s_stride)
+        return tile
+
+    return block
+
+
+def _five_bits_by_superblock(rows, name):
+    """Q5_K: as Q4_K, with a fifth bit."""
+    prefetch_bytes = _bytes_per_32_values(name)
+    add = _tile_product(rows, 8, 4, None if rows == TILE else 0)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+        d = load_halves(scales)
+        minimum = load_halves(scales + 32) * splat_float(-1.0)
+        for sub in range(8):
+            prefetch_lines(ahead, sub, prefetch_bytes)
+            scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
+            offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
+            values = low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
+            values = or_codes(values, select_bits(codes + 2048, sub, 0x01010101, 4))
+            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
+        return tile
+
+    return block
+
+
+def _sixteen_value_scales(rows, name):
+    """Q2_K, Q3_K and Q6_K: 16 sub-blocks of 16 values, each with its scale (Q2_K: and minimum)."""
+    prefetch_bytes = _bytes_per_32_values(name)
+    add_low, add_high = _tile_product(rows, 4, 8), _tile_product(rows, 4, 12)
+    two, three = name == "k2", name == "k3"
+
+    @helper
+    def values_of(codes, half, part):
+        # Values 128 half + 32 part + (0..31).
+        if two:
+            return select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
+        if three:
+            low = select_bits(codes + 512 * half, 2 * part, 0x03030303, 0)
+            return or_codes(low, select_bits(codes + 1024, 4 * half + part, 0x01010101, 2))
+        low = low_and_high(codes + 1024 * half + 512 * (part & 1), (part >> 1) * 4)
+        return or_codes(low, select_bits(codes + 2048 + 512 * half, 2 * part, 0x03030303, 4))
+
+    @helper
+    def scale_and_offset(d, minimum, address):
+        if two:
+            both = load_unsigned_bytes(address)
+            return d * to_floats(both & splat_int(15)), minimum * to_floats(both >> splat_int(4))
+        scale = d * to_floats(load_signed_bytes(address))
+        return scale, scale * splat_float(-4.0 if three else -32.0)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+        d = load_halves(scales)
+        minimum = load_halves(scales + 32) * splat_float(-1.0)
+        for sub in range(8):
+            prefetch_lines(ahead, sub, prefetch_bytes)
+            v = values_of(codes, sub >> 2, sub & 3)
+            scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub)
+            x_sub, s_sub = x + 32 * sub, s + 16 * sub
+            tile = add_low(tile, (v[0], v[1], v[2], v[3]), scale, offset, x_sub, x_stride, s_sub, s_stride)
+            scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub + 16)
+            tile = add_high(tile, (v[4], v[5], v[6], v[7]), scale, offset, x_sub + 16, x_stride, s_sub, s_stride)
+        return tile
+
+    return block
+
+
+def _table_by_superblock(rows, name):
+    """IQ4_XS: 8 sub-blocks of 32 table entries, each with a 6-bit scale (stored as a signed byte)."""
+    prefetch_bytes = _bytes_per_32_values(name)
+    add = _tile_product(rows, 8, 4)
+    look_up = lookup16(FORMATS["iq4"].table)
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+        d = load_halves(scales)
+        for sub in range(8):
+            prefetch_lines(ahead, sub, prefetch_bytes)
+            scale = d * to_floats(load_signed_bytes(scales + 32 + 16 * sub))
+            n = nibbles(codes + 256 * sub)
+            values = (
+                look_up(n[0]), look_up(n[1]), look_up(n[2]), look_up(n[3]),
+                look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
+            )  # fmt: skip
+            offset = scale * splat_float(-128.0)
+            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
+        return tile
+
+    return block
+
+
+def _ternary(rows, name):
+    """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values. The codes stay where they are in their
+    bytes, 1, 4, 16 and 64 times too large, and their scales make up for it."""
+    prefetch_bytes = 4 * _bytes_per_32_values(name)
+    add = _tile_product(rows, 8, 4, None if rows == TILE else 0)
+    first, second, third, fourth = (_repeated(3 << shift) for shift in (0, 2, 4, 6))
+
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+        scale = load_halves(scales)
+        offset = scale * splat_float(-1.0)
+        quarter, sixteenth, last = scale * splat_float(0.25), scale * splat_float(0.0625), scale * splat_float(1 / 64)
+        for half in range(2):
+            prefetch_lines(ahead, half, prefetch_bytes)
+            place, x_half, s_half = codes + 512 * half, x + 128 * half, s + 64 * half
+            tile = add(tile, _masked(place, first), scale, offset, x_half, x_stride, s_half, s_stride)
+            tile = add(tile, _masked(place, second), quarter, offset, x_half + 32, x_stride, s_half + 16, s_stride)
+            tile = add(tile, _masked(place, third), sixteenth, offset, x_half + 64, x_stride, s_half + 32, s_stride)
+            tile = add(tile, _masked(place, fourth), last, offset, x_half + 96, x_stride, s_half + 48, s_stride)
+        return tile
+
+    return block
+
+
+BLOCKS = {
+    "q8": _blocks_of_32, "q4": _blocks_of_32, "q4m": _blocks_of_32, "q5": _blocks_of_32, "q5m": _blocks_of_32,
+    "iq4": _blocks_of_32, "k4": _four_bits_by_superblock, "k5": _five_bits_by_superblock,
+    "k2": _sixteen_value_scales, "k3": _sixteen_value_scales, "k6": _sixteen_value_scales,
+    "iq4x": _table_by_superblock, "t2": _ternary,
+}  # fmt: skip
