@@ -43,6 +43,10 @@ class WeightStore:
         self._note(name, self.info(name).size_bytes)
         return self._file.raw(name)
 
+    def scale(self, name: str) -> float:
+        """What the values of a tensor are multiplied by beyond what its rows say: see `GGUFFile.scale`."""
+        return self._file.scale(name)
+
     def float32(self, name: str) -> NDArray[np.float32]:
         """The whole tensor decoded, in its shape."""
         self._note(name, self.info(name).size_bytes)

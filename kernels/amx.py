@@ -1,8 +1,8 @@
 """Intel's AMX: products of matrices in tile registers, as Numba intrinsics; and the same operations in software.
 
-Eight tiles exist, each configured here to its full size of 16 rows of 64 bytes. A product adds to tile C (16 x 16,
-float32 or int32) that of A (16 rows of 32 bfloat16 or 64 int8) and B, whose row p holds, for each of the 16 columns,
-the 2 bfloat16 or 4 int8 that meet those of A at the same place in its rows.
+Eight tiles exist, each configured here to its full size of 16 rows of 64 bytes. A product adds to tile C (16 x 16
+float32) that of A (16 rows of 32 bfloat16) and B, whose row p holds, for each of the 16 columns, the two bfloat16 that
+meet the values 2 p and 2 p + 1 of A's rows.
 
 The operations are those of Intel's Software Developer's Manual, volume 2. `EmulatedTiles` rounds as it prescribes:
 bfloat16 products are added by fused operations, the even and the odd ones apart, both sums are added, then their sum
@@ -112,8 +112,6 @@ class HardwareTiles:
     """(state, tile, address): write 16 rows of 64 bytes, one behind the other."""
     dot_bfloats = staticmethod(_tile_instruction("llvm.x86.tdpbf16ps", 3))
     """(state, c, a, b): C += A B in bfloat16, summed in float32."""
-    dot_bytes = staticmethod(_tile_instruction("llvm.x86.tdpbssd", 3))
-    """(state, c, a, b): C += A B in signed bytes, summed in int32, exactly."""
 
 
 @helper
@@ -131,13 +129,6 @@ def _low_half(pairs):
 @helper
 def _high_half(pairs):
     return _flush(bits_float(pairs & splat_int(0xFFFF0000)))
-
-
-@helper
-def _signed_byte(four, left):
-    """The byte that lies ``left`` bits below the top of each lane, widened: subtracting 256 where its sign is set."""
-    byte = ((four << splat_int(left)) >> splat_int(24)) & splat_int(0xFF)
-    return byte - ((byte & splat_int(0x80)) << splat_int(1))
 
 
 @helper
@@ -185,19 +176,6 @@ def _emulated_dot_bfloats(state, c, a, b):
         store_floats(place, _flush(_flush(load_floats(place)) + _flush(even + odd)))
 
 
-@register_jitable
-def _emulated_dot_bytes(state, c, a, b):
-    for row in range(16):
-        place = _tile(state, c) + 64 * row
-        total = load_ints(place)
-        for four in range(16):
-            x = broadcast_int(_tile(state, a) + 64 * row + 4 * four)
-            w = load_ints(_tile(state, b) + 64 * four)
-            for left in (0, 8, 16, 24):
-                total = total + _signed_byte(x, left) * _signed_byte(w, left)
-        store_ints(place, total)
-
-
 class EmulatedTiles:
     """The same in software, for any CPU: the tiles lie in the state's memory."""
 
@@ -207,7 +185,6 @@ class EmulatedTiles:
     load = staticmethod(_emulated_load)
     store = staticmethod(_emulated_store)
     dot_bfloats = staticmethod(_emulated_dot_bfloats)
-    dot_bytes = staticmethod(_emulated_dot_bytes)
 
 
 def tiles(mode):

@@ -27,6 +27,8 @@ from edgellm.kernels.simd import (
 )
 
 TILE = 4  # activation rows that share one unpacking of the weights
+WIDE_TILE = 8  # of formats whose unpacking takes longer than the products
+WIDE = frozenset({"k3", "k5", "k6"})
 PREFETCH_STEP = 128  # bytes: the next line comes along
 
 
@@ -44,6 +46,9 @@ def _tile_product(rows, chunks, sum_offset, shift=None):
     among the activation scales. With a ``shift`` the second half of the vectors is summed by itself, and that sum
     divided by ``2^shift``: those codes are that much too large. The loop over the tile is unrolled while the
     instruction is written.
+
+    The strides of inputs and scales are pairs: the bytes from a row with an even number to the next, and from one with
+    an odd number, so that every second row of a tile may be the remainder of the one before.
     """
     from llvmlite import ir
 
@@ -52,7 +57,7 @@ def _tile_product(rows, chunks, sum_offset, shift=None):
     floats, ints = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
 
     def codegen(context, builder, _signature, values):
-        results, weights, scale, offset, inputs, input_stride, scales, scales_stride = values
+        results, weights, scale, offset, inputs, input_strides, scales, scales_strides = values
         fused = ir.FunctionType(floats, [floats] * 3)
         multiply_and_add = builder.module.globals.get("llvm.fmuladd.v16f32")
         if multiply_and_add is None:
@@ -75,13 +80,14 @@ def _tile_product(rows, chunks, sum_offset, shift=None):
             value = builder.call(multiply_and_add, [product, scale, value])
             value = builder.call(multiply_and_add, [offset, block_sum, value])
             results = builder.insert_value(results, value, row)
-            inputs = builder.add(inputs, input_stride)
-            scales = builder.add(scales, scales_stride)
+            inputs = builder.add(inputs, builder.extract_value(input_strides, row % 2))
+            scales = builder.add(scales, builder.extract_value(scales_strides, row % 2))
         return results
 
     @intrinsic
-    def add_products(context, results, weights, scale, offset, inputs, input_stride, scales, scales_stride):
-        parameters = (tile, codes, FLOATS, FLOATS, types.int64, types.int64, types.int64, types.int64)
+    def add_products(context, results, weights, scale, offset, inputs, input_strides, scales, scales_strides):
+        strides = types.UniTuple(types.int64, 2)
+        parameters = (tile, codes, FLOATS, FLOATS, types.int64, strides, types.int64, strides)
         return tile(*parameters), codegen
 
     return add_products
@@ -145,7 +151,7 @@ def _blocks_of_32(rows, name):
     """
     prefetch_bytes = _bytes_per_32_values(name)
     in_place = rows < TILE and name in ("q4", "q4m")
-    add = _tile_product(rows, 8, 4, None if rows == TILE else 4 if in_place else 0)
+    add = _tile_product(rows, 8, 4, None if rows >= TILE else 4 if in_place else 0)
     look_up = lookup16(FORMATS["iq4"].table)
     unsigned = {"q8": -128.0, "q4": -8.0, "q5": -16.0, "iq4": -128.0}
 
@@ -255,7 +261,7 @@ def _four_bits_by_superblock(rows, name):
     """Q4_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum. Two share their bytes; the codes in the
     high halves stay there, 16 times too large, and their scale makes up for it."""
     prefetch_bytes = 2 * _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4, None if rows == TILE else 0)
+    add = _tile_product(rows, 8, 4, None if rows >= TILE else 0)
     low, high = _repeated(0x0F), _repeated(0xF0)
 
     @helper
@@ -280,7 +286,7 @@ def _four_bits_by_superblock(rows, name):
 def _five_bits_by_superblock(rows, name):
     """Q5_K: as Q4_K, with a fifth bit."""
     prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4, None if rows == TILE else 0)
+    add = _tile_product(rows, 8, 4, None if rows >= TILE else 0)
 
     @helper
     def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
@@ -368,7 +374,7 @@ def _ternary(rows, name):
     """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values. The codes stay where they are in their
     bytes, 1, 4, 16 and 64 times too large, and their scales make up for it."""
     prefetch_bytes = 4 * _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4, None if rows == TILE else 0)
+    add = _tile_product(rows, 8, 4, None if rows >= TILE else 0)
     first, second, third, fourth = (_repeated(3 << shift) for shift in (0, 2, 4, 6))
 
     @helper

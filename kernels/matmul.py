@@ -15,7 +15,7 @@ Variants: a packed format (``q4``), or one with ``_fine`` behind it: activations
 
 from __future__ import annotations
 
-from edgellm.kernels.blocks import BLOCKS, TILE
+from edgellm.kernels.blocks import BLOCKS, TILE, WIDE, WIDE_TILE
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
@@ -102,54 +102,103 @@ def _group(rows, name):
 VARIANTS = tuple(f"{name}{fine}" for name in FORMATS if name not in FLOAT_FORMATS for fine in ("", "_fine"))
 
 
+@helper
+def _even(stride):
+    """The strides of a tile whose rows all lie equally far from the next."""
+    return stride, stride
+
+
+@helper
+def _with_remainders(stride, fine):
+    """The strides of a tile in which each row is followed by its remainder."""
+    return fine, stride - fine
+
+
 def group_products(variant):
     """Products of a group of 16 weight rows and a tile of activation rows, or one: for kernels to call.
 
     Returns two functions of the record, the address of the group, the number of blocks, and the addresses of codes,
-    scales, results and bias; and how many activation rows are a tile (1: the first function is not for this variant).
+    scales, results and bias; and how many activation rows are a tile.
     """
     name, _, fine = variant.partition("_")
-    many, one = _group(TILE, name), _group(2 if fine else 1, name)
-    rows_at_once, distance = 1 if fine else TILE, PREFETCH.get(name, PREFETCH_OTHERS)
+    return (_fine_products if fine else _plain_products)(name)
+
+
+def _plain_products(name):
+    many, one, distance = _group(TILE, name), _group(1, name), PREFETCH.get(name, PREFETCH_OTHERS)
 
     @helper
     def group_by_tile(record, weights, blocks, x, s, output, bias):
-        x_stride, s_stride = get(record, F.input_stride), get(record, F.scales_stride)
+        x_strides, s_strides = _even(get(record, F.input_stride)), _even(get(record, F.scales_stride))
         zero = splat_float(0.0)
-        tile = many((zero, zero, zero, zero), weights, blocks, x, x_stride, s, s_stride, 0)
+        tile = many((zero, zero, zero, zero), weights, blocks, x, x_strides, s, s_strides, 0)
         store_tile(tile, output, get(record, F.output_stride), bias, get(record, F.accumulate))
-
-    if fine:  # a row and its remainder are a tile of two
-
-        @helper
-        def no_results():
-            return (splat_float(0.0), splat_float(0.0))
-
-        @helper
-        def store(tile, output, bias, accumulate):
-            store_result(tile[0] + tile[1], output, bias, accumulate)
-    else:
-
-        @helper
-        def no_results():
-            return (splat_float(0.0),)
-
-        @helper
-        def store(tile, output, bias, accumulate):
-            store_result(tile[0], output, bias, accumulate)
 
     @helper
     def group_by_row(record, weights, blocks, x, s, output, bias):
-        fine_codes, fine_scales = get(record, F.fine_codes), get(record, F.fine_scales)
-        tile = one(no_results(), weights, blocks, x, fine_codes, s, fine_scales, distance)
-        store(tile, output, bias, get(record, F.accumulate))
+        tile = one((splat_float(0.0),), weights, blocks, x, _even(0), s, _even(0), distance)
+        store_result(tile[0], output, bias, get(record, F.accumulate))
 
-    return group_by_tile, group_by_row, rows_at_once
+    return group_by_tile, group_by_row, TILE
+
+
+def _fine_products(name):
+    """A row and its remainder are a tile of two, and two such rows a tile of four."""
+    many, one, distance = _group(TILE, name), _group(2, name), PREFETCH.get(name, PREFETCH_OTHERS)
+
+    @helper
+    def strides(record):
+        return (
+            _with_remainders(get(record, F.input_stride), get(record, F.fine_codes)),
+            _with_remainders(get(record, F.scales_stride), get(record, F.fine_scales)),
+        )
+
+    @helper
+    def group_by_tile(record, weights, blocks, x, s, output, bias):
+        x_strides, s_strides = strides(record)
+        zero = splat_float(0.0)
+        tile = many((zero, zero, zero, zero), weights, blocks, x, x_strides, s, s_strides, 0)
+        accumulate = get(record, F.accumulate)
+        store_result(tile[0] + tile[1], output, bias, accumulate)
+        store_result(tile[2] + tile[3], output + get(record, F.output_stride), bias, accumulate)
+
+    @helper
+    def group_by_row(record, weights, blocks, x, s, output, bias):
+        x_strides, s_strides = strides(record)
+        zero = splat_float(0.0)
+        tile = one((zero, zero), weights, blocks, x, x_strides, s, s_strides, distance)
+        store_result(tile[0] + tile[1], output, bias, get(record, F.accumulate))
+
+    return group_by_tile, group_by_row, TILE // 2
+
+
+def _wide_product(variant):
+    """The same for a tile of 8 rows, where there is one; and their number, else 0."""
+    if variant not in WIDE:
+
+        @helper
+        def nothing(record, weights, blocks, x, s, output, bias):
+            pass
+
+        return nothing, 0
+    many = _group(WIDE_TILE, variant)
+
+    @helper
+    def group_by_wide_tile(record, weights, blocks, x, s, output, bias):
+        x_strides, s_strides = _even(get(record, F.input_stride)), _even(get(record, F.scales_stride))
+        stride, accumulate, zero = get(record, F.output_stride), get(record, F.accumulate), splat_float(0.0)
+        nothing = (zero, zero, zero, zero, zero, zero, zero, zero)
+        tile = many(nothing, weights, blocks, x, x_strides, s, s_strides, 0)
+        store_tile((tile[0], tile[1], tile[2], tile[3]), output, stride, bias, accumulate)
+        store_tile((tile[4], tile[5], tile[6], tile[7]), output + 4 * stride, stride, bias, accumulate)
+
+    return group_by_wide_tile, WIDE_TILE
 
 
 def kernel(variant):
     """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
     group_by_tile, group_by_row, rows_at_once = group_products(variant)
+    group_by_wide_tile, wide_rows = _wide_product(variant)
 
     def matmul(record, thread, threads):
         rows, groups, blocks = (
@@ -171,7 +220,11 @@ def kernel(variant):
                 if bias:
                     bias += group * 64
                 row = start
-                while rows_at_once > 1 and row + rows_at_once <= stop:
+                while wide_rows > 0 and row + wide_rows <= stop:
+                    place = output + row * get(record, F.output_stride)
+                    group_by_wide_tile(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)
+                    row += wide_rows
+                while row + rows_at_once <= stop:
                     place = output + row * get(record, F.output_stride)
                     group_by_tile(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)
                     row += rows_at_once

@@ -143,6 +143,7 @@ def kernel(variant):
         groups = min(2, get(record, F.groups) - 2 * pair)
         weights = get(record, F.weights) + 2 * pair * group_bytes
         begin = start
+        several = chunk_size(start, stop) < stop - start  # chunks, between which all results are kept
         while begin < stop:
             size = chunk_size(begin, stop)
             for side in range(groups):
@@ -156,7 +157,7 @@ def kernel(variant):
                     prefetch_chunk(ahead + side * group_bytes, next_begin, next_size, part, parts)
                 row = ROW_BLOCK * part
                 inputs = get(record, F.input) + (row * columns + ROW_BLOCK * begin) * 2
-                place = results + _RESULT_BYTES * part
+                place = results + (_RESULT_BYTES * part if several else 0)
                 if rows - row > 16:
                     all_rows(state, inputs, panel, size // STEP, place, begin == start)
                 else:

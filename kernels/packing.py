@@ -170,6 +170,18 @@ def ternary_to_two_bits(raw: Bytes) -> Bytes:
     return np.concatenate([packed.reshape(-1, 64), blocks[:, 52:54]], axis=1).reshape(rows, -1)
 
 
+def i2_s_to_two_bits(raw: Bytes, scale: float) -> Bytes:
+    """I2_S rows (rows, columns / 4) as TQ2_0 blocks, with the tensor's scale in half precision in every block.
+
+    Both hold 32 values of two bits in 32 bytes at each of four places; I2_S has the first in the highest bits.
+    """
+    rows = raw.shape[0]
+    codes = raw.reshape(-1, 64)
+    turned = (codes >> 6) | ((codes >> 2) & 0x0C) | ((codes << 2) & 0x30) | (codes << 6)
+    scales = np.full((len(codes), 1), scale, np.float16).view(np.uint8)
+    return np.concatenate([turned, scales], axis=1).reshape(rows, -1)
+
+
 # Types that no kernel reads: the integer codes, up to the largest, of which their values are multiples. With the right
 # one Q8_0 holds them exactly but for the rounding of its half-precision scale.
 _IQ2, _IQ3 = (8, 25, 43), (4, 12, 20, 28, 36, 44, 52, 62)
@@ -285,7 +297,7 @@ def packed_type(type_name: str) -> str:
     """The tensor type whose packed format serves a type of the file: itself, or the one it is converted to."""
     if type_name in RECIPES:
         return type_name
-    if type_name == "TQ1_0":
+    if type_name in ("TQ1_0", "I2_S"):
         return "TQ2_0"
     return "Q8_0" if type_name in CONVERSIONS else "F32"
 

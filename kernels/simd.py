@@ -464,15 +464,6 @@ _binary(operator.lshift, INTS, lambda builder, a, b: builder.shl(a, b))
 _binary(operator.rshift, INTS, lambda builder, a, b: builder.lshr(a, b))  # bits move in as zeros
 
 
-@instruction(INTS, INTS)
-def upper_halves(builder, value):
-    """The upper four bits of each byte, shifted down."""
-    if TARGET.has("neon"):  # which can shift bytes
-        shifted = builder.lshr(builder.bitcast(value, BYTES_IR), constant_lanes(_i8, [4] * 64))
-        return builder.bitcast(shifted, INTS_IR)
-    return builder.and_(builder.lshr(value, ints_constant(4)), ints_constant(0x0F0F0F0F))
-
-
 # -- functions made of the above ---------------------------------------------------------------------------------
 
 _ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits

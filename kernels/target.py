@@ -1,8 +1,8 @@
 """The CPU that kernels are compiled for: its name and its instruction-set extensions.
 
-``EDGELLM_INSTRUCTION_SET`` forces a lower set (``plain``, ``avx2`` or ``avx512``; ``neon``, ``dotprod`` or ``i8mm`` on
-ARM), so that every path can be tested on one machine. `NAMED_TARGETS` are CPUs to compile for ahead of time, on any
-machine.
+``EDGELLM_INSTRUCTION_SET`` forces a lower set (``plain``, ``avx2``, ``avx512`` or ``avx512_vnni``; on ARM ``neon``,
+``dotprod`` or ``i8mm``), so that every path can be tested on one machine; ``amx_emulated`` leaves the host its set and
+runs the kernels for AMX in software, slowly. `NAMED_TARGETS` are CPUs to compile for ahead of time, on any machine.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _X86_SETS = {
     "plain": ("x86-64", _SSE),
     "avx2": ("x86-64-v3", _AVX2),
     "avx512": ("x86-64-v4", _AVX512),
+    "avx512_vnni": ("x86-64-v4", _AVX512 | {"avx512vnni"}),
 }
 _ARM_SETS = {
     "neon": ("generic", _NEON),

@@ -19,6 +19,7 @@ from edgellm.kernels.packing import (
     RECIPES,
     PackCall,
     PackedMatrix,
+    i2_s_to_two_bits,
     pack_calls,
     packed_bytes,
     packed_type,
@@ -95,7 +96,14 @@ def _plan_weight(weights: WeightStore, operation: Linear | StackedLinear) -> _Pl
     target = packed_type(kind)
     if kind in CONVERSIONS and columns % 32:
         target = "F32"
+    if kind == "I2_S" and (columns % 256 or not _fits_half(weights.scale(name))):
+        target = "F32"
     return _Plan(weight_key(operation), name, kind, target, rows, columns, first, matrices)
+
+
+def _fits_half(scale: float) -> bool:
+    """Whether half precision holds a scale with its usual accuracy."""
+    return scale == 0 or 2.0**-14 <= abs(scale) <= 65504
 
 
 class WeightLoader:
@@ -118,7 +126,7 @@ class WeightLoader:
         self._weights = weights
         products = {weight_key(op): op for op in graph.operations if isinstance(op, Linear | StackedLinear)}
         self._plans = [_plan_weight(weights, operation) for operation in products.values()]
-        for kind in sorted({plan.kind for plan in self._plans if plan.kind != plan.target and plan.kind != "TQ1_0"}):
+        for kind in sorted({plan.kind for plan in self._plans if plan.kind in CONVERSIONS}):
             logger.warning("weights of type %s have no kernel: converted to %s", kind, packed_type(kind))
         needed, free = sum(64 + plan.bytes for plan in self._plans), available_bytes()
         if free is not None and needed > free:
@@ -213,6 +221,8 @@ class WeightLoader:
         """Some rows of a weight in the encoding of the type it is packed as."""
         if plan.kind == plan.target:
             return self._weights.raw(plan.name)[first:end]
+        if plan.kind == "I2_S":
+            return i2_s_to_two_bits(self._weights.raw(plan.name)[first:end], self._weights.scale(plan.name))
         if plan.kind == "TQ1_0":
             return ternary_to_two_bits(self._weights.raw(plan.name)[first:end])
         values = self._weights.rows(plan.name, np.arange(first, end))

@@ -235,10 +235,10 @@ def test_a_scale_that_is_no_number_shows_in_the_results(
 
 ASSEMBLY = """
 import sys
-from edgellm.kernels.cross import kernel_assembly
+from edgellm.kernels.cross import compile_with_assembly
 from edgellm.kernels.target import named_target
 for name in sys.argv[1:]:
-    print(kernel_assembly(name, named_target("linux-x86_64-amx")))
+    print(compile_with_assembly(name, named_target("linux-x86_64-amx"))[1])
 """
 
 

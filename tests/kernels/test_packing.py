@@ -17,6 +17,7 @@ from edgellm.kernels.packing import (
     RECIPES,
     PackedMatrix,
     aligned_empty,
+    i2_s_to_two_bits,
     pack_kernels,
     pack_matrix,
     packed_type,
@@ -146,6 +147,16 @@ def test_ternary_digits_become_two_bits() -> None:
     converted = ternary_to_two_bits(raw)
     assert converted.shape == (256, 3 * 66)
     expected = decode(raw, TensorType.TQ1_0)
+    assert np.array_equal(decode(converted, TensorType.TQ2_0), expected)
+
+
+@pytest.mark.parametrize("scale", [0.375, 1.0, 2.0**-14, -3.0])
+def test_two_bits_of_i2_s_are_turned_round(scale: float) -> None:
+    """Every byte in every place, bit for bit what the codec reads."""
+    raw = (np.arange(256, dtype=np.uint8)[:, None] + np.arange(128, dtype=np.uint8)).astype(np.uint8)
+    converted = i2_s_to_two_bits(raw, scale)
+    assert converted.shape == (256, 2 * 66)
+    expected = decode(raw, TensorType.I2_S) * np.float32(scale)
     assert np.array_equal(decode(converted, TensorType.TQ2_0), expected)
 
 

@@ -112,6 +112,18 @@ def test_lower_instruction_sets_on_short_prompts(
     assert native is None or result == native
 
 
+def test_products_on_tiles_on_the_shortest_prompts(
+    model: tuple[str, Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In software: rounding to bfloat16 harms less than to int8."""
+    name, path, references = model
+    shortest = sorted(references, key=lambda reference: len(reference["prompt_ids"]))[:2]
+    monkeypatch.setenv("EDGELLM_INSTRUCTION_SET", "amx_emulated")
+    tiled = fidelity(path, shortest)
+    assert tiled.difference <= USUAL[name][0] / 2
+    assert tiled.agreement >= USUAL[name][1]
+
+
 def test_the_q8_0_cache_on_short_prompts(model: tuple[str, Path, list[dict[str, Any]]]) -> None:
     name, path, references = model
     result = fidelity(path, short(references), cache_type="q8_0")
