@@ -21,6 +21,8 @@ COMMANDS = {
     "pull": ("edgellm.cli.models", "Download a model."),
     "list": ("edgellm.cli.models", "List the models on this machine."),
     "show": ("edgellm.cli.show", "Tell what is in a model file."),
+    "split": ("edgellm.cli.split", "Cut a model file into shards."),
+    "join": ("edgellm.cli.split", "Put the shards of a model together."),
     "convert": ("edgellm.cli.convert", "Convert a model from Hugging Face into a GGUF file."),
     "rm": ("edgellm.cli.models", "Delete a downloaded model."),
     "doctor": ("edgellm.cli.doctor", "Tell what this machine offers and what is missing."),

@@ -36,6 +36,8 @@ class GGUFFile:
         size_bytes: length of the file, of all parts together.
         metadata: the keys and their values; arrays are decoded when they are first looked up.
         tensors: name to description, in the order of the file.
+        version: of the format, in the first part.
+        alignment: every tensor begins at a multiple of so many bytes, in the first part.
     """
 
     def __init__(self, parts: list[_Part]) -> None:
@@ -49,8 +51,22 @@ class GGUFFile:
             for tensor in part.header.tensors
         }
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self.version: int = parts[0].header.version
+        self.alignment: int = parts[0].header.alignment
+        self._key_spans = parts[0].header.key_spans
         self._mappings: list[mmap.mmap] = [part.mapping for part in parts]
         self._bytes: list[Bytes] = [np.frombuffer(mapping, np.uint8) for mapping in self._mappings]
+
+    def stored_key(self, name: str) -> bytes:
+        """A key as it stands in the file: the length of its name (uint64), name, type (uint32), value.
+
+        Raises:
+            KeyError: no such key.
+            ValueError: the file is closed.
+        """
+        self._open_parts()
+        start, end = self._key_spans[name]
+        return self._mappings[0][start:end]
 
     def raw(self, name: str) -> Bytes:
         """The stored bytes of a tensor: uint8, (rows, row_bytes), a read-only view of the mapping.

@@ -95,10 +95,11 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says before its data begins."""
+    """What a file says before its data begins; ``key_spans`` tells from which byte to which each key lies."""
 
     version: int
     values: dict[str, StoredValue]
+    key_spans: dict[str, tuple[int, int]]
     tensors: list[TensorInfo]
     alignment: int
     data_offset: int
@@ -123,12 +124,12 @@ def read_header(cursor: Cursor) -> Header:
     version = _read_version(cursor)
     tensor_count = _read_count(cursor, "the number of tensors", MAX_TENSORS, 8 + 1 + 4 + 4 + 8)
     key_count = _read_count(cursor, "the number of keys", MAX_KEYS, 8 + 1 + 4 + 1)
-    values = _read_values(cursor, key_count)
+    values, spans = _read_values(cursor, key_count)
     alignment = _alignment(cursor, values)
     tensors = _read_tensors(cursor, tensor_count, alignment)
     data_offset = -(-cursor.position // alignment) * alignment
     tensors = _place(cursor, tensors, data_offset)
-    return Header(version, values, tensors, alignment, data_offset)
+    return Header(version, values, spans, tensors, alignment, data_offset)
 
 
 def _read_version(cursor: Cursor) -> int:
@@ -166,8 +167,9 @@ def _read_count(cursor: Cursor, what: str, limit: int, item_bytes: int) -> int:
     return count
 
 
-def _read_values(cursor: Cursor, count: int) -> dict[str, StoredValue]:
+def _read_values(cursor: Cursor, count: int) -> tuple[dict[str, StoredValue], dict[str, tuple[int, int]]]:
     values: dict[str, StoredValue] = {}
+    spans: dict[str, tuple[int, int]] = {}
     budget = _Budget()
     for index in range(count):
         start = cursor.position
@@ -177,7 +179,8 @@ def _read_values(cursor: Cursor, count: int) -> dict[str, StoredValue]:
             raise cursor.error(what, "appears twice", start)
         value_type = cursor.u32(what)
         values[key] = _read_value(cursor, value_type, what, budget)
-    return values
+        spans[key] = start, cursor.position
+    return values, spans
 
 
 def _read_value(cursor: Cursor, value_type: int, what: str, budget: _Budget) -> StoredValue:
