@@ -16,6 +16,7 @@ from edgellm.graph import (
     Norm,
     Operation,
     RoundRows,
+    Scale,
     StackedLinear,
     Value,
     WeightedSum,
@@ -68,6 +69,7 @@ class PlanBase:
         self.embeddings: list[tuple[Embedding, Buffer]] = []
         self.rope_tables: list[RopeTable] = []
         self.attention_records: list[tuple[int, Int64Array, Int64Array]] = []  # layer, store's and attention's record
+        self.adapter_scales: list[tuple[Scale, NDArray[np.float32]]] = []  # and the constants that hold them
         self._buffers: dict[str, Buffer] = {}
         self._quantized: dict[str, Quantized] = {}
         self._constants: list[NDArray[Any]] = []
