@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgellm.errors import UnsupportedModelError
 from edgellm.graph import (
     Activation,
+    Add,
     Attention,
     Graph,
     Join,
@@ -195,6 +196,9 @@ def fine_products(graph: Graph) -> frozenset[str]:
     share their values.
     """
     values = {op.v.name for op in graph.operations if isinstance(op, Attention) and op.v is not None}
+    for operation in reversed(graph.operations):  # what an adapter adds to them
+        if isinstance(operation, Add) and operation.out.name in values:
+            values |= {operation.a.name, operation.b.name}
     names, selected = set(), False
     for operation in graph.operations:
         selected = selected or isinstance(operation, SelectRows)

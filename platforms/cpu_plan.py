@@ -80,6 +80,7 @@ class Planner:
         self.embeddings: list[tuple[Embedding, Buffer]] = []
         self.rope_tables: list[RopeTable] = []
         self.attention_records: list[tuple[int, Int64Array, Int64Array]] = []  # layer, store's and attention's record
+        self.adapter_scales: list[tuple[Scale, NDArray[np.float32]]] = []  # and the constants that hold them
         self._buffers: dict[str, Buffer] = {}
         self._quantized: dict[str, Quantized] = {}
         self._constants: list[NDArray[Any]] = []
@@ -263,6 +264,8 @@ class Planner:
                 source = self._buffers[operation.x.name]
                 target = self._new(operation.out)
                 self._elementwise("scale", operation.x.width, source, None, target, factor=operation.factor)
+                if operation.adapter is not None:
+                    self.adapter_scales.append((operation, self._constants[-1]))
             case SoftCap():
                 source = self._buffers[operation.x.name]
                 target = self._new(operation.out)
