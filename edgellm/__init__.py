@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from edgellm.llm import LLM
+    from edgellm.lora import Adapter
     from edgellm.results import Completion, Step, Timings
     from edgellm.sampling import Sampling
     from edgellm.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "Adapter",
     "ChatTemplate",
     "Completion",
     "ContextOverflowError",
@@ -53,6 +55,7 @@ __all__ = [
 # What is imported from where, once it is asked for: `import edgellm` itself costs next to nothing.
 _HOMES = {
     "LLM": "edgellm.llm",
+    "Adapter": "edgellm.lora",
     "ChatTemplate": "edgellm.chat_template",
     "Completion": "edgellm.results",
     "Sampling": "edgellm.sampling",

@@ -8,7 +8,7 @@ of blocks: a new prompt takes over the full blocks it has in common with the tre
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -80,25 +80,28 @@ class _Node:
 
 
 class PrefixTree:
-    """Blocks of computed tokens by the tokens before them; every node holds one reference to its block."""
+    """Blocks of computed tokens by the tokens before them; every node holds one reference to its block.
+
+    ``setting`` is what else the numbers in a block depend on: what was computed with one is never found with another.
+    """
 
     def __init__(self, allocator: BlockAllocator) -> None:
         self._allocator = allocator
-        self._root = _Node((), -1, None)
+        self._roots: dict[Hashable, _Node] = {}
         # Least recently used first. A parent always stands after its children, so one pass can evict both.
         self._order: OrderedDict[_Node, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def match(self, tokens: Sequence[int], limit: int) -> tuple[list[int], int | None, int]:
+    def match(self, tokens: Sequence[int], limit: int, setting: Hashable = None) -> tuple[list[int], int | None, int]:
         """Find the longest known beginning of ``tokens[:limit]``.
 
         Returns:
             The full blocks; a block whose first tokens go on from there, or None; and how many of its tokens do.
             No reference is taken.
         """
-        node, path = self._root, list[_Node]()
+        node, path = self._roots.get(setting, _Node((), -1, None)), list[_Node]()
         while (len(path) + 1) * BLOCK_TOKENS <= limit:
             begin = len(path) * BLOCK_TOKENS
             child = node.children.get(tuple(tokens[begin : begin + BLOCK_TOKENS]))
@@ -115,9 +118,11 @@ class PrefixTree:
         self._touch(path)
         return blocks, nearest.block if nearest else None, common
 
-    def insert(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
+    def insert(self, tokens: Sequence[int], blocks: Sequence[int], setting: Hashable = None) -> None:
         """Remember that ``blocks`` hold ``tokens``. What is known already keeps the block it has."""
-        node, path = self._root, list[_Node]()
+        if not len(tokens):
+            return
+        node, path = self._roots.setdefault(setting, _Node((), -1, None)), list[_Node]()
         for index in range(blocks_for(len(tokens))):
             part = tuple(tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
             child = node.children.get(part)
@@ -144,6 +149,7 @@ class PrefixTree:
             if not node.children and self._allocator.references(node.block) == 1:
                 self._drop(node)
                 dropped += 1
+        self._roots = {setting: root for setting, root in self._roots.items() if root.children}
         return dropped
 
     def clear(self) -> None:
@@ -151,7 +157,7 @@ class PrefixTree:
         for node in self._order:
             self._allocator.release(node.block)
         self._order.clear()
-        self._root.children.clear()
+        self._roots.clear()
 
     def _touch(self, path: Sequence[_Node]) -> None:
         for node in reversed(path):
@@ -206,17 +212,18 @@ class PagedCache:
         """Number of owners of a block: sequences, and one more if it is remembered."""
         return self._allocator.references(block)
 
-    def open(self, tokens: Sequence[int], limit: int) -> tuple[list[int], int]:
+    def open(self, tokens: Sequence[int], limit: int, setting: Hashable = None) -> tuple[list[int], int]:
         """Blocks for a new sequence that begins with ``tokens``, as far as they are computed already.
 
         Args:
             tokens: the prompt.
             limit: how many of them may be taken over at most.
+            setting: what else their keys and values depend on.
 
         Returns:
             The blocks, now the sequence's own or shared with it, and the number of tokens in them.
         """
-        blocks, partial, common = self._tree.match(tokens, limit)
+        blocks, partial, common = self._tree.match(tokens, limit, setting)
         for block in blocks:
             self._allocator.retain(block)
         shared = len(blocks) * BLOCK_TOKENS
@@ -260,9 +267,9 @@ class PagedCache:
             assert block is not None
             blocks.append(block)
 
-    def remember(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
+    def remember(self, tokens: Sequence[int], blocks: Sequence[int], setting: Hashable = None) -> None:
         """Let later prompts take over ``tokens``, which ``blocks`` hold and which nobody may overwrite from now on."""
-        self._tree.insert(tokens, blocks)
+        self._tree.insert(tokens, blocks, setting)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give up a sequence's references."""

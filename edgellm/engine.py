@@ -45,6 +45,7 @@ class Request:
     stop: tuple[str, ...] = ()
     logprobs: int = 0
     cancel: threading.Event | None = None
+    scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -69,10 +70,12 @@ class CacheSequence:
         "computed",
         "prompt_tokens",
         "remember",
+        "scales",
         "tokens",
     )
 
-    def __init__(self, tokens: Sequence[int], remember: bool = True) -> None:
+    def __init__(self, tokens: Sequence[int], remember: bool = True, scales: tuple[float, ...] = ()) -> None:
+        self.scales = scales
         self.tokens = list(tokens)
         self.prompt_tokens = len(self.tokens)
         self.remember = remember
@@ -94,6 +97,7 @@ class CacheSequence:
             sequences=np.zeros(rows, np.int32),
             block_tables=np.array([self.blocks], np.int32),
             outputs=np.arange(rows - outputs, rows, dtype=np.int32),
+            scales=self.scales,
         )
 
     def _next_row(self) -> Batch:
@@ -102,7 +106,7 @@ class CacheSequence:
         if batch is None or batch.block_tables.shape[1] != len(self.blocks):
             zero = np.zeros(1, np.int32)
             table = np.array([self.blocks], np.int32)
-            batch = self._single = Batch(self._token, self._position, zero, table, zero)
+            batch = self._single = Batch(self._token, self._position, zero, table, zero, self.scales)
         self._token[0] = self.tokens[self.computed]
         self._position[0] = self.computed
         return batch
@@ -261,8 +265,8 @@ class Engine:
         writer = _Writer(self._tokenizer, self._tokens, prompt, request)
         return self._generate(prompt, request, writer)
 
-    def logits(self, ids: Sequence[int]) -> Float32Array:
-        """Logits after each token, float32 (len(ids), vocabulary), computed from nothing.
+    def logits(self, ids: Sequence[int], scales: tuple[float, ...] = ()) -> Float32Array:
+        """Logits after each token, float32 (len(ids), vocabulary), computed from nothing; ``scales`` of adapters.
 
         Raises:
             OutOfMemoryError: the result does not fit the free memory.
@@ -270,7 +274,7 @@ class Engine:
         self.check_open()
         if not len(ids):
             return np.empty((0, self._vocabulary_size), np.float32)
-        sequence = CacheSequence(self.prepare(ids, spare=0), remember=False)
+        sequence = CacheSequence(self.prepare(ids, spare=0), remember=False, scales=scales)
         row_bytes = 4 * self._vocabulary_size
         needed, free = len(ids) * row_bytes, available_bytes()
         if free is not None and needed > free:
@@ -311,7 +315,7 @@ class Engine:
                 self._executor.close()
 
     def _generate(self, prompt: list[int], request: Request, writer: _Writer) -> Iterator[Step]:
-        sequence = CacheSequence(prompt)
+        sequence = CacheSequence(prompt, scales=request.scales)
         logits = np.empty(self._vocabulary_size, np.float32)
         try:
             begin = perf_counter()
@@ -350,7 +354,7 @@ class Engine:
             with self._turn():
                 if not sequence.blocks:
                     # The last token is computed in any case: its logits are wanted.
-                    sequence.blocks, sequence.computed = self._cache.open(sequence.tokens, total - 1)
+                    sequence.blocks, sequence.computed = self._cache.open(sequence.tokens, total - 1, sequence.scales)
                     sequence.cached = sequence.computed
                 rows = min(self._chunk_rows, total - sequence.computed)
                 self._compute(sequence, rows, int(sequence.computed + rows == total), logits)
@@ -384,11 +388,11 @@ class Engine:
         sequence.computed += rows
         if sequence.remember and sequence.computed == sequence.prompt_tokens:
             full = sequence.computed // BLOCK_TOKENS  # requests that begin alike can share these at once
-            self._cache.remember(sequence.tokens[: full * BLOCK_TOKENS], sequence.blocks[:full])
+            self._cache.remember(sequence.tokens[: full * BLOCK_TOKENS], sequence.blocks[:full], sequence.scales)
 
     def _settle(self, sequence: CacheSequence) -> None:
         """Give back what an ended sequence holds."""
         if sequence.remember:
-            self._cache.remember(sequence.tokens[: sequence.computed], sequence.blocks)
+            self._cache.remember(sequence.tokens[: sequence.computed], sequence.blocks, sequence.scales)
         self._cache.release(sequence.blocks)
         sequence.blocks = []

@@ -139,11 +139,12 @@ class Add:
 
 @dataclass(frozen=True)
 class Scale:
-    """``out = x * factor``."""
+    """``out = x * factor``; of adapter number ``adapter`` also times the scale that the step gives it."""
 
     out: Value
     x: Value
     factor: float
+    adapter: int | None = None
 
 
 @dataclass(frozen=True)

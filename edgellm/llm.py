@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgellm.cache import CachePlan, plan_cache
 from edgellm.engine import Engine, Request
 from edgellm.errors import InvalidSettingError
 from edgellm.gguf import GGUFFile, open_gguf
+from edgellm.lora import AdaptedWeights, Adapter, AdapterFile, adapt, checked_scale, open_adapters
 from edgellm.memory import available_bytes, peak_bytes, resident_bytes, trim
 from edgellm.results import Completion, Step
 from edgellm.sampling import Sampling
 from edgellm.tokenizer import Tokenizer
+from edgellm.weights import WeightStore
 
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate
@@ -54,10 +56,18 @@ class LLM:
         context_limited_by: what set it: "model", "request" (``context=``) or "memory".
         sampling: the settings used where a call gives none: those the alias or the file recommends, else the common
             defaults.
+        adapters: the scale of each adapter, by name, where a call gives none.
     """
 
     def __init__(
-        self, engine: Engine, file: GGUFFile, tokenizer: Tokenizer, graph: Graph, plan: CachePlan, sampling: Sampling
+        self,
+        engine: Engine,
+        file: GGUFFile,
+        tokenizer: Tokenizer,
+        graph: Graph,
+        plan: CachePlan,
+        sampling: Sampling,
+        adapters: Sequence[AdapterFile] = (),
     ) -> None:
         """Join the parts; use ``LLM.load``."""
         self._engine = engine
@@ -68,8 +78,9 @@ class LLM:
         self.context_length = plan.context_length
         self.context_limited_by = plan.limited_by
         self.sampling = sampling
+        self.adapters: Mapping[str, float] = MappingProxyType({adapter.name: adapter.scale for adapter in adapters})
         # Not a method of self: that would keep the model alive for ever.
-        self._finalizer = weakref.finalize(self, _close, engine, file)
+        self._finalizer = weakref.finalize(self, _close, engine, [file, *(adapter.file for adapter in adapters)])
 
     @classmethod
     def load(
@@ -81,6 +92,7 @@ class LLM:
         context: int | None = None,
         cache_type: CacheType = "f16",
         progress: Progress | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> LLM:
         """Load a model, downloading it first if need be.
 
@@ -92,6 +104,7 @@ class LLM:
                 if the memory that is free does not hold its cache.
             cache_type: number format of the cache, "f16" or "q8_0" (half the memory, slightly less exact).
             progress: told how far loading is.
+            adapters: LoRA adapters in GGUF files; each request may take them with other scales.
 
         Raises:
             ModelNotFoundError, DownloadError: the model could not be had.
@@ -115,14 +128,18 @@ class LLM:
             if str(model) in ALIASES:
                 sampling = dataclasses.replace(sampling, **ALIASES[str(model)].sampling)
             graph = build_graph(file, context)
+            opened = open_adapters(adapters, file, cleanup)
+            weights = AdaptedWeights(file) if opened else WeightStore(file)
+            if isinstance(weights, AdaptedWeights):
+                graph = adapt(graph, opened, weights)
             text = _Text(file)
-            executor = _make_executor(backend, graph, file, threads, cache_type, progress, text.read)
+            executor = _make_executor(backend, graph, weights, threads, cache_type, progress, text.read)
             cleanup.callback(executor.close)
             tokenizer = text.tokenizer
             plan = plan_cache(context, graph.context_length, executor.block_bytes, available_bytes())
             chunk = CHUNK_STEP * max(1, CHUNK_WEIGHT_BYTES // file.size_bytes // CHUNK_STEP)
             engine = Engine(executor, tokenizer, plan.context_length, plan.blocks, chunk)
-            llm = cls(engine, file, tokenizer, graph, plan, sampling)
+            llm = cls(engine, file, tokenizer, graph, plan, sampling, opened)
             cleanup.pop_all()
         log.info("%s: context of %d tokens, limited by the %s", path, plan.context_length, plan.limited_by)
         return llm
@@ -156,6 +173,7 @@ class LLM:
         stop: Sequence[str] = (),
         logprobs: int = 0,
         cancel: threading.Event | None = None,
+        adapters: Mapping[str, float] | None = None,
     ) -> Completion:
         """Continue a text.
 
@@ -166,6 +184,8 @@ class LLM:
             stop: strings at which to stop; they are not part of the text.
             logprobs: how many of the most probable tokens to report with every step, with their log-probabilities.
             cancel: set it, from any thread, to end with what is there (``finish_reason`` "cancelled").
+            adapters: the scales of the loaded adapters to use, by name, those not named being left out; None for
+                ``self.adapters``.
 
         Raises:
             ContextOverflowError: the prompt is too long; it is never cut.
@@ -175,7 +195,7 @@ class LLM:
         """
         ids = self._prompt_ids(prompt, max_tokens)
         return Completion.from_steps(
-            ids, self._engine.stream(ids, self._request(max_tokens, sampling, stop, logprobs, cancel))
+            ids, self._engine.stream(ids, self._request(max_tokens, sampling, stop, logprobs, cancel, adapters))
         )
 
     def stream(
@@ -187,10 +207,13 @@ class LLM:
         stop: Sequence[str] = (),
         logprobs: int = 0,
         cancel: threading.Event | None = None,
+        adapters: Mapping[str, float] | None = None,
     ) -> Iterator[Step]:
         """Continue a text, token by token; arguments and errors as for ``generate``. Leaving the loop ends the work."""
         ids = self._prompt_ids(prompt, max_tokens)
-        return self._hold(self._engine.stream(ids, self._request(max_tokens, sampling, stop, logprobs, cancel)))
+        return self._hold(
+            self._engine.stream(ids, self._request(max_tokens, sampling, stop, logprobs, cancel, adapters))
+        )
 
     def chat(
         self,
@@ -202,6 +225,7 @@ class LLM:
         logprobs: int = 0,
         cancel: threading.Event | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        adapters: Mapping[str, float] | None = None,
     ) -> Completion:
         """Answer a conversation.
 
@@ -215,7 +239,15 @@ class LLM:
             TemplateError: the model's template does not take these messages.
         """
         ids = self.chat_ids(messages, tools)
-        return self.generate(ids, max_tokens=max_tokens, sampling=sampling, stop=stop, logprobs=logprobs, cancel=cancel)
+        return self.generate(
+            ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            cancel=cancel,
+            adapters=adapters,
+        )
 
     def chat_stream(
         self,
@@ -227,10 +259,19 @@ class LLM:
         logprobs: int = 0,
         cancel: threading.Event | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        adapters: Mapping[str, float] | None = None,
     ) -> Iterator[Step]:
         """Answer a conversation, token by token; arguments and errors as for ``chat``."""
         ids = self.chat_ids(messages, tools)
-        return self.stream(ids, max_tokens=max_tokens, sampling=sampling, stop=stop, logprobs=logprobs, cancel=cancel)
+        return self.stream(
+            ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            logprobs=logprobs,
+            cancel=cancel,
+            adapters=adapters,
+        )
 
     def chat_ids(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
@@ -258,13 +299,14 @@ class LLM:
         """Text of token ids, special tokens by their names."""
         return self.tokenizer.decode(list(ids))
 
-    def logits(self, ids: Sequence[int]) -> Float32Array:
-        """What the model computes after each of the tokens: float32 (len(ids), vocabulary), before any sampling.
+    def logits(self, ids: Sequence[int], *, adapters: Mapping[str, float] | None = None) -> Float32Array:
+        """What the model computes after each of the tokens: float32 (len(ids), vocabulary), before any sampling;
+        ``adapters`` as for ``generate``.
 
         Raises:
             ContextOverflowError, InvalidSettingError, OutOfMemoryError, EdgeLLMError: as for ``generate``.
         """
-        return self._engine.logits(ids)
+        return self._engine.logits(ids, self._scales(adapters))
 
     def memory(self) -> dict[str, int]:
         """Bytes: the executor's (``weights``, ``cache`` as reserved, ``buffers``), ``cache_used``, and of the whole
@@ -307,10 +349,20 @@ class LLM:
         stop: Sequence[str],
         logprobs: int,
         cancel: threading.Event | None,
+        adapters: Mapping[str, float] | None,
     ) -> Request:
         # A lone string is a sequence too, of its characters: never what is meant.
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return Request(max_tokens, sampling or self.sampling, stops, logprobs, cancel)
+        return Request(max_tokens, sampling or self.sampling, stops, logprobs, cancel, self._scales(adapters))
+
+    def _scales(self, adapters: Mapping[str, float] | None) -> tuple[float, ...]:
+        """The scale of every adapter, in the order of loading."""
+        wanted = self.adapters if adapters is None else adapters
+        for name in wanted:
+            if name not in self.adapters:
+                known = f"loaded: {', '.join(self.adapters)}" if self.adapters else "load it with the model"
+                raise InvalidSettingError(f"no adapter called {name!r} is loaded", known)
+        return tuple(checked_scale(name, wanted.get(name, 0.0)) for name in self.adapters)
 
     def _token_text(self, token: int | None) -> str:
         return "" if token is None else self.tokenizer.token_bytes(token).decode("utf-8", errors="replace")
@@ -331,24 +383,22 @@ class _Text:
         trim()  # what reading left behind: with a large vocabulary, tens of megabytes
 
 
-def _close(engine: Engine, file: GGUFFile) -> None:
+def _close(engine: Engine, files: Sequence[GGUFFile]) -> None:
     engine.close()
-    file.close()
+    for file in files:
+        file.close()
     trim()
 
 
 def _make_executor(
     backend: Backend,
     graph: Graph,
-    file: GGUFFile,
+    weights: WeightStore,
     threads: int | None,
     cache_type: CacheType,
     progress: Progress | None,
     meanwhile: Callable[[], None],
 ) -> Executor:
-    from edgellm.weights import WeightStore
-
-    weights = WeightStore(file)
     if backend == "reference":
         from edgellm.platforms.reference import ReferenceExecutor
 

@@ -30,6 +30,11 @@ class Batch:
     sequences: Int32Array  # (rows,): index into block_tables
     block_tables: Int32Array  # (sequences, blocks)
     outputs: Int32Array  # (outputs,): rows whose logits are wanted
+    scales: tuple[float, ...] = ()  # of each adapter of the graph, for all rows; empty: 1 for each
+
+    def scale_of(self, adapter: int | None) -> float:
+        """The scale of an adapter by its number; 1 for None."""
+        return 1.0 if adapter is None or not len(self.scales) else float(self.scales[adapter])
 
 
 class Executor(Protocol):

@@ -78,6 +78,7 @@ class CPUExecutor:
         self._adapt = threads is None
         self._load(cache_type, meanwhile)
         self._tables = np.zeros(0, np.int32)
+        self._scales: tuple[float, ...] = ()  # of the adapters, as the kernels know them
         self._closed = False
 
     # -- loading ------------------------------------------------------------------------------------------------
@@ -217,6 +218,7 @@ class CPUExecutor:
         blocks = batch.block_tables[batch.sequences, batch.positions // BLOCK_TOKENS]
         inputs.slots[:rows] = blocks * BLOCK_TOKENS + batch.positions % BLOCK_TOKENS
         self._set_tables(batch.block_tables)
+        self._set_scales(batch)
         for operation, buffer in self._embedded:
             ids = batch.positions if operation.positions else batch.tokens
             values = self._weights.rows(operation.weight, ids)
@@ -225,6 +227,14 @@ class CPUExecutor:
             angles = batch.positions[:, None] * table.frequencies
             table.cosines[:rows] = np.cos(angles) * table.magnitude
             table.sines[:rows] = np.sin(angles) * table.magnitude
+
+    def _set_scales(self, batch: Batch) -> None:
+        """Tell the kernels how much of each adapter is wanted, if that is not as in the step before."""
+        scales = tuple(batch.scales)
+        if scales != self._scales:
+            for operation, constant in self._planner.adapter_scales:
+                constant[0] = operation.factor * batch.scale_of(operation.adapter)
+            self._scales = scales
 
     def _check_rows(self, batch: Batch) -> None:
         """Nothing that a kernel turns into an address may lie outside its buffer."""

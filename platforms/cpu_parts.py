@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgellm.graph import (
     Activation,
+    Add,
     Attention,
     CacheLayer,
     Graph,
@@ -208,6 +209,9 @@ def fine_products(graph: Graph) -> frozenset[str]:
     """
     values = {op.v.name for op in graph.operations if isinstance(op, Attention) and op.v is not None}
     rounded = {op.out.name for op in graph.operations if isinstance(op, RoundRows)}  # nothing remains of these
+    for operation in reversed(graph.operations):  # what an adapter adds to them
+        if isinstance(operation, Add) and operation.out.name in values:
+            values |= {operation.a.name, operation.b.name}
     names, selected = set(), False
     for operation in graph.operations:
         selected = selected or isinstance(operation, SelectRows)

@@ -101,6 +101,8 @@ class Planner(ExpertPlanner):
                 source = self._buffers[operation.x.name]
                 target = self._new(operation.out)
                 self._elementwise("scale", operation.x.width, source, None, target, factor=operation.factor)
+                if operation.adapter is not None:
+                    self.adapter_scales.append((operation, self._constants[-1]))
             case SoftCap():
                 source = self._buffers[operation.x.name]
                 target = self._new(operation.out)

@@ -189,8 +189,8 @@ class ReferenceExecutor:
                 return activate(kind, values[gate.name], None if up is None else values[up.name])
             case Add(a=a, b=b):
                 return values[a.name] + values[b.name]
-            case Scale(x=x, factor=factor):
-                return values[x.name] * self._dtype.type(factor)
+            case Scale(x=x, factor=factor, adapter=adapter):
+                return values[x.name] * self._dtype.type(factor * batch.scale_of(adapter))
             case SoftCap(x=x, cap=cap):
                 return soft_cap(values[x.name], cap)
             case SelectRows(x=x):

@@ -23,6 +23,7 @@ from edgellm.hub.files import format_bytes
     show_default=True,
     help="Type of the matrices; auto: as they are stored, ternary ones as tq2_0.",
 )
+@click.option("--base", metavar="MODEL", help="Of a LoRA adapter: the .gguf file or the folder of its model.")
 @click.option("--name", help="The model's name in the file; by default the folder's.")
 @click.option("--pre-tokenizer", help="Name of the way text is cut into words, if it is not recognised.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
@@ -33,6 +34,7 @@ def convert_command(
     source: str,
     output: Path | None,
     kind: str,
+    base: str | None,
     name: str | None,
     pre_tokenizer: str | None,
     offline: bool,
@@ -45,12 +47,19 @@ def convert_command(
     The folder holds config.json, tokenizer.json or tokenizer.model, and the .safetensors files. Names and keys are
     those of llama.cpp's converter, so other programs read the file too. Nothing appears under the output's name
     before it is complete.
+
+    A folder with adapter_config.json is a LoRA adapter: it becomes a file for --lora, and --base names its model.
     """
-    from edgellm.convert import convert
+    from edgellm.convert import convert, convert_adapter, is_adapter
 
     settings = ConvertSettings(kind.lower(), force, name, pre_tokenizer, offline, threads)
     with ProgressDisplay() as display:
-        done = convert(source, output, settings, display)
+        if not is_adapter(source) and base is None:
+            done = convert(source, output, settings, display)
+        elif base is None:
+            raise click.UsageError(f"{source} is a LoRA adapter: name the model that it is for with --base")
+        else:
+            done = convert_adapter(source, base, output, settings, display)
     for text in done.notices:
         notice(f"note: {text}")
     if as_json:

@@ -10,6 +10,7 @@ from edgellm.cli.options import ModelOptions
 
 if TYPE_CHECKING:
     from edgellm.llm import LLM
+    from edgellm.lora import Adapter
 
 
 def find_model(options: ModelOptions) -> Path:
@@ -42,4 +43,20 @@ def open_model(options: ModelOptions) -> LLM:
             context=options.context,
             cache_type=options.cache_type,
             progress=progress,
+            adapters=[parse_adapter(text) for text in options.lora],
         )
+
+
+def parse_adapter(text: str) -> Adapter:
+    """An adapter given as PATH or PATH:SCALE.
+
+    Raises:
+        InvalidSettingError: the scale is no finite number.
+    """
+    from edgellm.lora import Adapter
+
+    path, colon, scale = text.rpartition(":")
+    try:
+        return Adapter(path, float(scale)) if colon and path else Adapter(text)
+    except ValueError:  # a colon within the name
+        return Adapter(text)

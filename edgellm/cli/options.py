@@ -27,6 +27,7 @@ class ModelOptions:
     context: int | None = None
     cache_type: CacheType = "f16"
     offline: bool = False
+    lora: tuple[str, ...] = ()
 
 
 def collect_into(group: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -46,7 +47,7 @@ def collected(group: str) -> dict[str, Any]:
 
 
 def model_options(function: Function) -> Function:
-    """Add --context, --threads, --cache-type, --backend and --offline."""
+    """Add --context, --threads, --cache-type, --backend, --lora and --offline."""
     collect = collect_into("model")
     options = (
         click.option(
@@ -74,6 +75,14 @@ def model_options(function: Function) -> Function:
             "--backend",
             type=click.Choice(["cpu", "reference"]),
             help="cpu: compiled kernels; reference: plain NumPy, slow and exact.",
+            expose_value=False,
+            callback=collect,
+        ),
+        click.option(
+            "--lora",
+            metavar="PATH[:SCALE]",
+            multiple=True,
+            help="A LoRA adapter in GGUF format, and how much of it to add, 1 by default; may be given several times.",
             expose_value=False,
             callback=collect,
         ),

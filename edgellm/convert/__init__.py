@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgellm.convert.adapter import convert_adapter, is_adapter
     from edgellm.convert.conversion import Converted, convert
     from edgellm.convert.settings import ConvertSettings
 
-__all__ = ["ConvertSettings", "Converted", "convert"]
+__all__ = ["ConvertSettings", "Converted", "convert", "convert_adapter", "is_adapter"]
 
 _HOMES = {
     "ConvertSettings": "edgellm.convert.settings",
     "Converted": "edgellm.convert.conversion",
     "convert": "edgellm.convert.conversion",
+    "convert_adapter": "edgellm.convert.adapter",
+    "is_adapter": "edgellm.convert.adapter",
 }
 
 

@@ -27,7 +27,7 @@ from edgellm.models import build_graph
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("download", "convert"), bytes done and bytes in all."""
 
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38}
+FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38}
 """``general.file_type`` of llama.cpp for each type of the matrices."""
 
 _ALWAYS_FLOAT32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
@@ -90,7 +90,7 @@ def convert(
         kind = _wanted_type(settings, checkpoint, model)
         planned = [_plan(output_tensor, kind) for output_tensor in model.outputs]
         notices = [*checkpoint.notices, *model.notices]
-        path = _output_path(output, checkpoint, settings, kind)
+        path = output_path(output, checkpoint.folder, settings, kind)
         refuse_existing(path, settings.force)
         keys = _all_keys(checkpoint, model, planned, kind, settings, notices)
         report = None if progress is None else lambda done, total: progress("convert", done, total)
@@ -194,7 +194,7 @@ def _all_keys(
     keys.update(model.keys)
     if any(tensor.type is TensorType.MXFP4 for tensor in planned) and kind in ("f32", "f16", "bf16"):
         kind = "mxfp4"
-    keys["general.file_type"] = Key(_FILE_TYPES[kind], "u32")
+    keys["general.file_type"] = Key(FILE_TYPES[kind], "u32")
     keys["general.quantization_version"] = Key(2, "u32")
     rows = shapes["token_embd.weight"][0]
     keys.update(
@@ -223,13 +223,11 @@ def _expert_sizes(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int, int]:
     return shared, sum(math.prod(shape[1:]) for shape in mixed.values()), max((s[0] for s in mixed.values()), default=0)
 
 
-def _output_path(
-    output: str | os.PathLike[str] | None, checkpoint: Checkpoint, settings: ConvertSettings, kind: str
-) -> Path:
+def output_path(output: str | os.PathLike[str] | None, folder: Path, settings: ConvertSettings, kind: str) -> Path:
     """The file to write: as named, or named after the model and the type in the folder given or the current one."""
     path = Path() if output is None else Path(output)
     if output is not None and not path.is_dir():
         return path
-    name = settings.name or checkpoint.folder.resolve().name
+    name = settings.name or folder.resolve().name
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip("-.") or "model"
     return path / f"{safe}-{kind.upper()}.gguf"
