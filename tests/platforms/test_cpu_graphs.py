@@ -149,16 +149,18 @@ class GraphMaker:
                 self._cache.append(CacheLayer(1, 16, 8, values_in_keys=True))
                 key = self._write(Slice, 16, self._pick(), 1, 20)
                 seen = self._write(Attention, 32, x, key, None, len(self._cache) - 1, 4, 1, 0.25)
-                self._append(Join(self._new(), seen, self._write(Slice, 32, x, 4, 0), 4))
+                rest = self._write(Slice, 32, x, 4, 0)
+                self._append(Join(self._new(), seen, rest, 4))
             case "mixture":
                 logits = self._write(Linear, 4, x, self._matrix(), None, (7, 11))
                 route = self._write(Route, 8, logits, 4, "softmax", True)
-                parts = self._new()
-                self._append(StackedLinear(parts, x, STACK + self._matrix(), 4, True, route))
+                # All four, so that the sum does not depend on their order, which rounding may change.
+                parts = self._write(StackedLinear, WIDTH, x, STACK + self._matrix(), 4, True, route)
                 mixed = self._write(WeightedSum, 16, parts, route)
                 if heads == 4:
                     mixed = self._write(Add, 16, self._write(Slice, 16, x, 1, 9), mixed)
-                self._append(Join(self._new(), mixed, self._write(Slice, 48, x, 1, 16), 1))
+                rest = self._write(Slice, 48, x, 1, 16)
+                self._append(Join(self._new(), mixed, rest, 1))
             case _:
                 gate = self._write(Linear, 1, x, self._matrix(), None, (heads, heads + 1))
                 self._append(Activation(self._new(), gate, self._pick(), "sigmoid"))
