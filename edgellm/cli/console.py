@@ -53,6 +53,13 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
+def escaped(text: str) -> str:
+    """Safe text on a single line that loses nothing: what cannot be printed is written as Python writes it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def number(value: int) -> str:
     """A count for people: 1 234."""
     return f"{value:,}".replace(",", " ")

@@ -21,6 +21,7 @@ COMMANDS = {
     "pull": ("edgellm.cli.models", "Download a model."),
     "list": ("edgellm.cli.models", "List the models on this machine."),
     "show": ("edgellm.cli.show", "Tell what is in a model file."),
+    "inspect": ("edgellm.cli.inspect", "Print the keys, tensors and hashes of a model file."),
     "split": ("edgellm.cli.split", "Cut a model file into shards."),
     "join": ("edgellm.cli.split", "Put the shards of a model together."),
     "convert": ("edgellm.cli.convert", "Convert a model from Hugging Face into a GGUF file."),
