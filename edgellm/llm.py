@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgellm.platforms.batch import Executor, Float32Array
 
 Backend = Literal["cpu", "reference"]
-CacheType = Literal["f16", "q8_0"]
+CacheType = Literal["f16", "q8_0", "f32"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("download", "kernels", "weights"), how much of it is done and how much there is."""
 
@@ -102,7 +102,7 @@ class LLM:
             threads: threads to compute with; by default one per physical core.
             context: most tokens of a prompt and its answer together; by default what the model was made for, or less
                 if the memory that is free does not hold its cache.
-            cache_type: number format of the cache, "f16" or "q8_0" (half the memory, slightly less exact).
+            cache_type: number format of the cache: "f16", "q8_0" (half the memory, less exact) or "f32" (twice, exact).
             progress: told how far loading is.
             adapters: LoRA adapters in GGUF files; each request may take them with other scales.
 

@@ -47,7 +47,7 @@ class CPUExecutor:
         graph: the model.
         weights: its weights; they are packed for the kernels, and the file's pages are given back.
         threads: compute threads; None: one per physical core, fewer while other processes keep the cores busy.
-        cache_type: "f16" or "q8_0".
+        cache_type: "f16", "q8_0" or "f32".
         progress: called with ("kernels" | "weights", done, total).
         meanwhile: called once while other threads pack the weights: for whatever else a start needs.
 

@@ -14,7 +14,7 @@ from edgellm.errors import EdgeLLMError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Backend = Literal["cpu", "reference"]
-CacheType = Literal["f16", "q8_0"]
+CacheType = Literal["f16", "q8_0", "f32"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def model_options(function: Function) -> Function:
         ),
         click.option(
             "--cache-type",
-            type=click.Choice(["f16", "q8_0"]),
-            help="Number format of the cache; q8_0 takes half the memory.",
+            type=click.Choice(["f16", "q8_0", "f32"]),
+            help="Number format of the cache; q8_0 takes half the memory, f32 twice as much.",
             expose_value=False,
             callback=collect,
         ),
