@@ -32,6 +32,7 @@ Progress = Callable[[str, int, int], None]
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 MOST_SHARDS = 1000
 _PIECE = 4 << 20
+_SYNC_EVERY = 128 << 20
 _SPARE_BYTES = 64 << 20
 _UINT16, _INT32 = 2, 5
 _DEFAULT_ALIGNMENT = 32
@@ -271,13 +272,17 @@ def _write(
 ) -> None:
     """Write all shards, some megabytes at a time."""
     reader = _Reader(file)
-    written, total = 0, sum(shard.size for shard in shards)
+    written, unsynced, total = 0, 0, sum(shard.size for shard in shards)
     with reader:
         for shard, path in zip(shards, paths, strict=True):
             with path.open("xb") as out:
                 for piece in _pieces(shard, reader):
                     out.write(piece)
                     written += len(piece)
+                    unsynced += len(piece)
+                    if unsynced >= _SYNC_EVERY:  # so that the rate shown is that of the disk
+                        os.fsync(out.fileno())
+                        unsynced = 0
                     if progress is not None:
                         progress(stage, written, total)
                 out.flush()
