@@ -139,10 +139,12 @@ class AdapterFile:
         # An alpha of 0 stands for none: the format's reader in llama.cpp takes it so.
         return Delta(weight + A_ENDING, weight + B_ENDING, alpha / a[0] if alpha else 1.0)
 
-    def product(self, weight: str) -> NDArray[np.float32]:
-        """What is added to a weight at scale 1: float32 (output width, input width)."""
+    def product(self, weight: str, rows: slice) -> NDArray[np.float32]:
+        """What is added to some rows of a weight at scale 1: float32 (rows, input width)."""
         delta = self.deltas[weight]
-        return (self.file.decode(delta.b) @ self.file.decode(delta.a)) * np.float32(delta.factor)
+        product: NDArray[np.float32] = self.file.decode(delta.b, rows) @ self.file.decode(delta.a)
+        product *= np.float32(delta.factor)
+        return product
 
 
 def open_adapter(adapter: Adapter, model: GGUFFile) -> AdapterFile:

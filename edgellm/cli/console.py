@@ -30,11 +30,12 @@ _STAGES = {
     "kernels": "compiling kernels",
     "weights": "preparing weights",
     "convert": "converting",
+    "merge": "merging",
     "split": "splitting",
     "join": "joining",
     "hash": "hashing",
 }
-_BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "split", "join", "hash"})
+_BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "split", "join", "hash"})
 _PATIENCE = 0.4
 """Seconds a stage may take before a bar is drawn."""
 _LINE_PATIENCE = 2.0

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgellm.convert.adapter import convert_adapter, is_adapter
     from edgellm.convert.conversion import Converted, convert
+    from edgellm.convert.merging import merge
     from edgellm.convert.settings import ConvertSettings
 
-__all__ = ["ConvertSettings", "Converted", "convert", "convert_adapter", "is_adapter"]
+__all__ = ["ConvertSettings", "Converted", "convert", "convert_adapter", "is_adapter", "merge"]
 
 _HOMES = {
     "ConvertSettings": "edgellm.convert.settings",
@@ -17,6 +18,7 @@ _HOMES = {
     "convert": "edgellm.convert.conversion",
     "convert_adapter": "edgellm.convert.adapter",
     "is_adapter": "edgellm.convert.adapter",
+    "merge": "edgellm.convert.merging",
 }
 
 
