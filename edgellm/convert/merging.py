@@ -15,8 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from edgellm.convert.conversion import Converted
-from edgellm.convert.encode import encode
-from edgellm.convert.writer import PIECE_VALUES, EncodeError, new_file, refuse_existing
+from edgellm.convert.encode import EncodeError, encode
+from edgellm.convert.writer import PIECE_VALUES, new_file, refuse_existing
 from edgellm.errors import EdgeLLMError, InvalidSettingError, UnsupportedModelError
 from edgellm.gguf import GGUFFile, TensorInfo, TensorType, open_gguf
 from edgellm.lora import Adapter, AdapterFile, open_adapters
