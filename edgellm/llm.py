@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgellm.platforms.batch import Executor, Float32Array
 
 Backend = Literal["cpu", "reference"]
-CacheType = Literal["f16", "q8_0", "f32"]
+CacheType = Literal["auto", "f16", "q8_0", "f32"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("download", "kernels", "weights"), how much of it is done and how much there is."""
 
@@ -90,7 +90,7 @@ class LLM:
         backend: Backend = "cpu",
         threads: int | None = None,
         context: int | None = None,
-        cache_type: CacheType = "f16",
+        cache_type: CacheType = "auto",
         progress: Progress | None = None,
         adapters: Sequence[Adapter] = (),
     ) -> LLM:
@@ -102,7 +102,8 @@ class LLM:
             threads: threads to compute with; by default one per physical core.
             context: most tokens of a prompt and its answer together; by default what the model was made for, or less
                 if the memory that is free does not hold its cache.
-            cache_type: number format of the cache: "f16", "q8_0" (half the memory, less exact) or "f32" (twice, exact).
+            cache_type: number format of the cache: "f16", "q8_0" (half the memory, less exact) or "f32" (twice, exact);
+                "auto": f16, but f32 for models that round activations (BitNet), where small differences grow.
             progress: told how far loading is.
             adapters: LoRA adapters in GGUF files; each request may take them with other scales.
 
@@ -133,7 +134,8 @@ class LLM:
             if isinstance(weights, AdaptedWeights):
                 graph = adapt(graph, opened, weights)
             text = _Text(file)
-            executor = _make_executor(backend, graph, weights, threads, cache_type, progress, text.read)
+            numbers = _cache_type(cache_type, graph)
+            executor = _make_executor(backend, graph, weights, threads, numbers, progress, text.read)
             cleanup.callback(executor.close)
             tokenizer = text.tokenizer
             plan = plan_cache(context, graph.context_length, executor.block_bytes, available_bytes())
@@ -390,12 +392,21 @@ def _close(engine: Engine, files: Sequence[GGUFFile]) -> None:
     trim()
 
 
+def _cache_type(wanted: CacheType, graph: Graph) -> str:
+    """What "auto" means for a model."""
+    from edgellm.graph import RoundRows
+
+    if wanted != "auto":
+        return wanted
+    return "f32" if any(isinstance(operation, RoundRows) for operation in graph.operations) else "f16"
+
+
 def _make_executor(
     backend: Backend,
     graph: Graph,
     weights: WeightStore,
     threads: int | None,
-    cache_type: CacheType,
+    cache_type: str,
     progress: Progress | None,
     meanwhile: Callable[[], None],
 ) -> Executor:

@@ -14,7 +14,7 @@ from edgellm.errors import EdgeLLMError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Backend = Literal["cpu", "reference"]
-CacheType = Literal["f16", "q8_0", "f32"]
+CacheType = Literal["auto", "f16", "q8_0", "f32"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ModelOptions:
     backend: Backend = "cpu"
     threads: int | None = None
     context: int | None = None
-    cache_type: CacheType = "f16"
+    cache_type: CacheType = "auto"
     offline: bool = False
     lora: tuple[str, ...] = ()
 
@@ -66,8 +66,8 @@ def model_options(function: Function) -> Function:
         ),
         click.option(
             "--cache-type",
-            type=click.Choice(["f16", "q8_0", "f32"]),
-            help="Number format of the cache; q8_0 takes half the memory, f32 twice as much.",
+            type=click.Choice(["auto", "f16", "q8_0", "f32"]),
+            help="Number format of the cache; auto: f16 (BitNet: f32); q8_0 takes half the memory, f32 twice as much.",
             expose_value=False,
             callback=collect,
         ),

@@ -15,6 +15,7 @@ import pytest
 from batches import Sequences, whole_logits
 from numpy.typing import NDArray
 
+from edgellm import LLM
 from edgellm.convert import ConvertSettings, convert
 from edgellm.gguf import GGUFFile, open_gguf
 from edgellm.graph import Attention, Linear, Route, StackedLinear
@@ -115,8 +116,18 @@ def test_bitnet_agrees_with_the_original(shared: Path, tmp_path: Path, backend: 
         assert_close(long[:6], expected[:6])
 
 
+@pytest.mark.parametrize("kind", ["tq1_0", "tq2_0"])
+def test_bitnet_by_default_keeps_its_cache_exact(shared: Path, tmp_path: Path, kind: str) -> None:
+    folder = shared / "models" / "bitnet-tiny"
+    convert(folder, tmp_path / "model.gguf", ConvertSettings(type=kind))
+    with np.load(folder / "reference.npz") as arrays, LLM.load(tmp_path / "model.gguf") as llm:
+        for key in "ab":
+            logits, expected = llm.logits(arrays[f"ids_{key}"].tolist()), arrays[f"logits_{key}"]
+            assert np.sqrt(np.square(logits - expected).mean() / np.square(expected).mean()) <= 1e-3
+
+
 def test_perplexity_of_bitnet(shared: Path, tmp_path: Path) -> None:
-    """Of the whole text, in windows, with the cache that users have."""
+    """Of the whole text, in windows, and with a cache in half precision."""
     folder = shared / "models" / "bitnet-tiny"
     convert(folder, tmp_path / "model.gguf", ConvertSettings(type="tq2_0"))
     with np.load(folder / "reference.npz") as arrays, open_gguf(tmp_path / "model.gguf") as file:
