@@ -20,14 +20,13 @@ from edgellm.convert.writer import PIECE_VALUES, new_file, refuse_existing
 from edgellm.errors import EdgeLLMError, InvalidSettingError, UnsupportedModelError
 from edgellm.gguf import GGUFFile, TensorInfo, TensorType, open_gguf
 from edgellm.lora import Adapter, AdapterFile, open_adapters
+from edgellm.splitting import SPLIT_KEYS
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage "merge", bytes done and bytes in all."""
 
 MERGE_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 """Types of the weights that change; ``auto``: the type they have."""
-
-_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
 def merge(
@@ -114,7 +113,7 @@ def _data_bytes(tensors: Sequence[_Planned], alignment: int) -> int:
 
 
 def _header(file: GGUFFile, tensors: Sequence[_Planned]) -> bytes:
-    keys = [file.stored_key(name) for name in file.metadata if name not in _SPLIT_KEYS]
+    keys = [file.stored_key(name) for name in file.metadata if name not in SPLIT_KEYS]
     parts = [b"GGUF" + struct.pack("<IQQ", file.version, len(tensors), len(keys)), *keys]
     offset = 0
     for tensor, _ in tensors:
