@@ -42,6 +42,10 @@ class ForkAwareLock:
         if not self.torn:
             self._lock.release()
 
+    def locked(self) -> bool:
+        """Whether somebody holds it."""
+        return self._lock.locked()
+
     def renew(self) -> None:
         """In a child, after a fork."""
         self.torn = self.torn or self._lock.locked()
