@@ -62,9 +62,10 @@ def _weights(generator: np.random.Generator) -> tuple[NDArray[np.uint8], int]:
     stride = layout.group_bytes(blocks)
     data = aligned_empty(WEIGHT_ROWS // 16 * stride)
     data[:] = generator.integers(0, 256, len(data), dtype=np.uint8)
-    scales = data.reshape(-1, stride)[:, blocks * layout.code_bytes : blocks * (layout.code_bytes + layout.scale_bytes)]
-    halves = generator.uniform(0.005, 0.02, (len(scales), scales.shape[1] // 2)).astype(np.float16)
-    scales[:] = halves.view(np.uint8)
+    groups, scales_at = data.reshape(-1, stride), layout.places()[1]
+    for block in range(blocks):
+        halves = generator.uniform(0.005, 0.02, (len(groups), layout.scale_bytes // 2)).astype(np.float16)
+        groups[:, scales_at(block) :][:, : layout.scale_bytes] = halves.view(np.uint8)
     return data, stride
 
 
