@@ -18,10 +18,11 @@ from edgellm.locks import ForkAwareLock
 from edgellm.memory import release_code
 from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
-from edgellm.platforms.cpu_amx import FEWEST_ROWS, TiledProducts, tile_kernels
+from edgellm.platforms.cpu_amx import AMXTiles, tile_kernels
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
+from edgellm.platforms.cpu_tiles import Int8Tiles, int8_tile_kernels
 from edgellm.platforms.cpu_weights import WeightLoader
 from edgellm.platforms.features import physical_cores
 from edgellm.platforms.idle_cores import IdleCores
@@ -87,8 +88,10 @@ class CPUExecutor:
         formats = {name: matrix.format.name for name, matrix in loader.matrices.items()}
         names = kernel_names(self.graph, formats, cache_type) | set(TEAM_KERNELS) | loader.kernels
         mode = amx_mode()
-        self._tiles = TiledProducts(mode, self.threads) if mode else None
-        names |= tile_kernels(loader.matrices, mode) if mode else set()
+        self._tiles: list[AMXTiles | Int8Tiles] = [AMXTiles(mode, self.threads)] if mode else []
+        self._tiles.append(Int8Tiles())
+        self._many_rows = max(tiles.fewest_rows for tiles in self._tiles)
+        names |= int8_tile_kernels(names) | (tile_kernels(loader.matrices, mode) if mode else set())
         library = KernelLibrary(current_target(), kernels_folder(), self._progress)
         self._addresses = library.load(sorted(names))
         release_code("llvmlite")  # tens of megabytes, for linking alone
@@ -183,8 +186,8 @@ class CPUExecutor:
             self._check_open()
             self._take(batch)
             begin, waited = time.perf_counter(), self._team.waited
-            many = self._tiles is not None and len(batch.tokens) >= FEWEST_ROWS
-            self._team.run(self._tiled_body if many else self._body, self._size.threads)
+            body = self._tiled_body if len(batch.tokens) >= self._many_rows else self._body
+            self._team.run(body, self._size.threads)
             logits = self._run_head(batch.outputs)
             now = time.perf_counter()
             self._size.note(len(batch.tokens), now - begin, self._team.waited - waited, now)
