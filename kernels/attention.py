@@ -31,6 +31,7 @@ from edgellm.kernels.simd import (
     max_lanes,
     maximum,
     multiply_add,
+    prefetch_near,
     set_float,
     set_int64,
     splat_float,
@@ -190,6 +191,9 @@ _LOADS = {  # of keys as columns, and of values as rows, 16 columns or one; code
     "f16": (_key_halves, _value_halves, _single_half),
     "q8_0": (_key_codes, _value_codes, _single_half),
 }
+# Bytes of one column of a block's keys, and of 32 columns of one token's value. While one block is worked on, the next
+# is asked for bit by bit: blocks lie apart, so that a processor does not find them by itself.
+_AHEAD = {"f32": 128, "f16": 64, "q8_0": 32}
 VARIANTS = tuple(f"{name}{latent}" for name in _LOADS for latent in ("", "_latent"))
 
 
@@ -197,15 +201,17 @@ def kernel(variant):
     """The attention kernel for one type of cache."""
     key_pair, value_row, single_value = _LOADS[variant.removesuffix("_latent")]
     latent = variant.endswith("_latent")
+    ahead_bytes = _AHEAD[variant.removesuffix("_latent")]
 
     @helper
-    def score_columns(record, scratch, keys):
-        """Scores of four queries against the 32 tokens of a block."""
+    def score_columns(record, scratch, keys, ahead):
+        """Scores of four queries against the 32 tokens of a block; asks for the keys of the next."""
         width = get(record, F.key_width)
         q0, q1 = int64_at(scratch), int64_at(scratch + _STATE_BYTES)
         q2, q3 = int64_at(scratch + 2 * _STATE_BYTES), int64_at(scratch + 3 * _STATE_BYTES)
         low0 = low1 = low2 = low3 = high0 = high1 = high2 = high3 = splat_float(0.0)
         for column in range(width):
+            prefetch_near(ahead + ahead_bytes * column)
             low, high = key_pair(keys, width, column)
             x = broadcast_float(q0 + 4 * column)
             low0, high0 = multiply_add(x, low, low0), multiply_add(x, high, high0)
@@ -257,23 +263,59 @@ def kernel(variant):
             set_float(weights + 384, h)
 
     @helper
-    def add_block(scratch, padded, values, row_width, first, end):
-        """Add the weighted values of tokens first..end - 1 of a block to the sums of four queries."""
-        weights, sums, stride = scratch + _WEIGHTS, scratch + _SUMS, 4 * padded
-        for column in range(0, padded, 16):
-            place = sums + 4 * column
+    def add_columns(scratch, padded, values, row_width, first, end, column):
+        """Add the weighted values of tokens first..end - 1 of a block to 16 columns of the sums of four queries."""
+        weights, stride = scratch + _WEIGHTS, 4 * padded
+        place = scratch + _SUMS + 4 * column
+        a, b = load_floats(place), load_floats(place + stride)
+        c, d = load_floats(place + 2 * stride), load_floats(place + 3 * stride)
+        for token in range(first, end):
+            row, weight = value_row(values, row_width, token, column), weights + 4 * token
+            a = multiply_add(broadcast_float(weight), row, a)
+            b = multiply_add(broadcast_float(weight + 128), row, b)
+            c = multiply_add(broadcast_float(weight + 256), row, c)
+            d = multiply_add(broadcast_float(weight + 384), row, d)
+        store_floats(place, a)
+        store_floats(place + stride, b)
+        store_floats(place + 2 * stride, c)
+        store_floats(place + 3 * stride, d)
+
+    @helper
+    def add_block(scratch, padded, values, row_width, first, end, ahead):
+        """The same for all columns, 32 at a time (sums of fewer would wait for each other); asks for the next."""
+        weights, stride = scratch + _WEIGHTS, 4 * padded
+        column = 0
+        while column + 32 <= padded:
+            place = scratch + _SUMS + 4 * column
             a, b = load_floats(place), load_floats(place + stride)
             c, d = load_floats(place + 2 * stride), load_floats(place + 3 * stride)
+            e, f = load_floats(place + 64), load_floats(place + stride + 64)
+            g, h = load_floats(place + 2 * stride + 64), load_floats(place + 3 * stride + 64)
             for token in range(first, end):
-                row, weight = value_row(values, row_width, token, column), weights + 4 * token
-                a = multiply_add(broadcast_float(weight), row, a)
-                b = multiply_add(broadcast_float(weight + 128), row, b)
-                c = multiply_add(broadcast_float(weight + 256), row, c)
-                d = multiply_add(broadcast_float(weight + 384), row, d)
+                prefetch_near(ahead + ahead_bytes * (column + token))
+                weight = weights + 4 * token
+                low, high = (
+                    value_row(values, row_width, token, column), value_row(values, row_width, token, column + 16)
+                )  # fmt: skip
+                x = broadcast_float(weight)
+                a, e = multiply_add(x, low, a), multiply_add(x, high, e)
+                x = broadcast_float(weight + 128)
+                b, f = multiply_add(x, low, b), multiply_add(x, high, f)
+                x = broadcast_float(weight + 256)
+                c, g = multiply_add(x, low, c), multiply_add(x, high, g)
+                x = broadcast_float(weight + 384)
+                d, h = multiply_add(x, low, d), multiply_add(x, high, h)
             store_floats(place, a)
             store_floats(place + stride, b)
             store_floats(place + 2 * stride, c)
             store_floats(place + 3 * stride, d)
+            store_floats(place + 64, e)
+            store_floats(place + stride + 64, f)
+            store_floats(place + 2 * stride + 64, g)
+            store_floats(place + 3 * stride + 64, h)
+            column += 32
+        if column < padded:
+            add_columns(scratch, padded, values, row_width, first, end, column)
 
     @helper
     def attend(record, scratch, head, first_index, count):
@@ -292,17 +334,20 @@ def kernel(variant):
         key_offset = head * get(record, F.head_key_bytes)
         value_offset = get(record, F.values_offset) + head * get(record, F.head_value_bytes)
         row_width = -(-get(record, F.key_width) // 16) * 16 if latent else padded
-        for number in range(first_token // BLOCK_TOKENS, position // BLOCK_TOKENS + 1):
+        last_number = position // BLOCK_TOKENS
+        for number in range(first_token // BLOCK_TOKENS, last_number + 1):
+            following = int32_at(table + 4 * min(number + 1, last_number)) * get(record, F.block_bytes)
+            ahead = get(record, F.cache) + following
             block = get(record, F.cache) + int32_at(table + 4 * number) * get(record, F.block_bytes)
             start = number * BLOCK_TOKENS
             first, end = max(first_token - start, 0), min(position - start + 1, BLOCK_TOKENS)
             if latent:
                 score_rows(record, scratch, block + key_offset, first, end)
             else:
-                score_columns(record, scratch, block + key_offset)
+                score_columns(record, scratch, block + key_offset, ahead + key_offset)
             for query in range(TILE):
                 _softmax(record, scratch, query, padded, start)
-            add_block(scratch, padded, block + value_offset, row_width, first, end)
+            add_block(scratch, padded, block + value_offset, row_width, first, end, ahead + value_offset)
         for query in range(count):
             _finish_query(scratch, query, value_width, padded)
 

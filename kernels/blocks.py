@@ -290,7 +290,8 @@ def _four_bits_by_superblock(rows, name, layout):
             tile = add(tile, _masked(place, low), scale, offset, x_sub, x_stride, s_sub, s_stride)
             scale = sixteenth * to_floats(load_unsigned_bytes(scales + 80 + 16 * sub))
             offset = minimum * to_floats(load_unsigned_bytes(scales + 208 + 16 * sub))
-            tile = add(tile, _masked(place, high), scale, offset, x_sub + codes_step, x_stride, s_sub + scales_step, s_stride)
+            x_sub, s_sub = x_sub + codes_step, s_sub + scales_step
+            tile = add(tile, _masked(place, high), scale, offset, x_sub, x_stride, s_sub, s_stride)
         return tile
 
     return block

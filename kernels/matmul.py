@@ -33,6 +33,7 @@ ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all 
 PREFETCH = {"q8": 2048}  # bytes ahead, by format
 PREFETCH_OTHERS = 16384
 
+
 @helper
 def store_result(value, place, bias, accumulate):
     """Write 16 results, adding bias and what was there if asked."""
@@ -124,7 +125,8 @@ def group_products(variant):
 
 
 def _plain_products(name):
-    many, one, distance = products_of_blocks(TILE, name), products_of_blocks(1, name), PREFETCH.get(name, PREFETCH_OTHERS)
+    many, one = products_of_blocks(TILE, name), products_of_blocks(1, name)
+    distance = PREFETCH.get(name, PREFETCH_OTHERS)
 
     @helper
     def group_by_tile(record, weights, blocks, x, s, output, bias):
@@ -143,7 +145,8 @@ def _plain_products(name):
 
 def _fine_products(name):
     """A row and its remainder are a tile of two, and two such rows a tile of four."""
-    many, one, distance = products_of_blocks(TILE, name), products_of_blocks(2, name), PREFETCH.get(name, PREFETCH_OTHERS)
+    many, one = products_of_blocks(TILE, name), products_of_blocks(2, name)
+    distance = PREFETCH.get(name, PREFETCH_OTHERS)
 
     @helper
     def strides(record):

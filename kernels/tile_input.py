@@ -2,7 +2,8 @@
 
 Codes and scales are those of `edgellm.kernels.quantize`. A tile's eight rows are quantized together: their largest
 magnitudes, and later their sums, are found by folding eight vectors into one, where one row after the other would wait
-for each of its own. Rows of the last tile that are not there are read all the same: the input must hold whole tiles.
+for each of its own. Rows beyond the last, up to a multiple of eight, are read and written
+all the same: there must be room for them.
 
 Variants: ``int8``, and ``int8_fine`` with remainders.
 """
@@ -12,25 +13,22 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import types
 
-from edgellm.kernels.quantize import NOT_FINITE, quantize_values
+from edgellm.kernels.quantize import FINE_STEP, NOT_FINITE, STEP
 from edgellm.kernels.records import TILE_INPUT as F
 from edgellm.kernels.simd import (
     FLOATS_IR,
     INTS_IR,
     LANES,
+    call_named,
     constant_lanes,
     get,
-    helper,
     instruction,
     int64_at,
     ints_constant,
-    load_floats,
     rounded_ir,
-    set_float,
     share,
-    store_bytes,
 )
-from edgellm.kernels.tile_layout import KIND, PIECE_BYTES, ROWS, SCALES, rows_of_tile
+from edgellm.kernels.tile_layout import KIND, PIECE_BYTES, ROWS, SCALES
 
 VARIANTS = ("int8", "int8_fine")
 _i8, _i32, _i64, _f32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -74,71 +72,107 @@ def _scales_ir(builder, rows):
     peaks = builder.bitcast(peak_bits, FLOATS_IR)
     finite = builder.icmp_signed("<", peak_bits, ints_constant(NOT_FINITE))
     nan, none = constant_lanes(_f32, [float("nan")] * LANES), constant_lanes(_f32, [0.0] * LANES)
-    d = builder.select(finite, builder.fmul(peaks, constant_lanes(_f32, [1 / 127] * LANES)), nan)
+    d = builder.select(finite, builder.fmul(peaks, constant_lanes(_f32, [STEP] * LANES)), nan)
     usable = builder.fcmp_ordered(">", peaks, constant_lanes(_f32, [1e-30] * LANES))
     return d, builder.select(usable, builder.fdiv(constant_lanes(_f32, [127.0] * LANES), peaks), none)
 
 
-@instruction(types.none, types.int64, types.int64, types.int64)
-def _quantize_tile(builder, source, stride, piece):
-    """32 values of eight rows, ``stride`` bytes apart, to a piece."""
-    rows = []
-    for _ in range(ROWS):
-        places = (source, builder.add(source, ir.Constant(_i64, 64)))
-        pointers = [builder.inttoptr(place, ir.PointerType()) for place in places]
-        rows.append([builder.load(pointer, align=4, typ=FLOATS_IR) for pointer in pointers])
-        source = builder.add(source, stride)
-    d, inverses = _scales_ir(builder, rows)
-    both = []
+def _lane(builder, vector, number):
+    return builder.shuffle_vector(vector, vector, constant_lanes(_i32, [number] * LANES))
+
+
+def _codes_ir(builder, rows, inverses):
+    """Pairs of vectors, each multiplied by its row's number and rounded."""
+    codes = []
     for number, row in enumerate(rows):
-        inverse = builder.shuffle_vector(inverses, inverses, constant_lanes(_i32, [number] * LANES))
-        low, high = (rounded_ir(builder, builder.fmul(half, inverse)) for half in row)
-        for half, codes in enumerate((low, high)):
-            _store(builder, builder.trunc(codes, ir.VectorType(_i8, LANES)), piece, 32 * number + 16 * half, 1)
-        both.append(builder.add(low, builder.shl(high, ints_constant(16))))  # the sums of both fit one number
-    sums, sixteen = fold(builder, both, builder.add), ints_constant(16)
+        inverse = _lane(builder, inverses, number)
+        codes.append([rounded_ir(builder, builder.fmul(half, inverse)) for half in row])
+    return codes
+
+
+def _rests_ir(builder, rows, codes, d):
+    """What the codes leave of their values."""
+    zero, rests = constant_lanes(_f32, [0.0] * LANES), []
+    for number, (row, row_codes) in enumerate(zip(rows, codes, strict=True)):
+        negative = builder.fsub(zero, _lane(builder, d, number))
+        pairs = [(builder.sitofp(code, FLOATS_IR), half) for code, half in zip(row_codes, row, strict=True)]
+        rests.append(
+            [call_named(builder, "llvm.fmuladd.v16f32", FLOATS_IR, [code, negative, half]) for code, half in pairs]
+        )
+    return rests
+
+
+def _kinds_ir(builder, codes, d):
+    """What a piece holds of its rows beside the codes: vectors with a lane for each row."""
+    sixteen = ints_constant(16)
+    both = [builder.add(low, builder.shl(high, sixteen)) for low, high in codes]  # one number holds both sums
+    sums = fold(builder, both, builder.add)
     low = builder.ashr(builder.shl(sums, sixteen), sixteen)
     high = builder.ashr(builder.sub(sums, low), sixteen)
     low, high = (builder.fmul(d, builder.sitofp(half, FLOATS_IR)) for half in (low, high))
-    for kind, values in enumerate((d, builder.fadd(low, high), low, high)):
-        eight = builder.shuffle_vector(values, values, constant_lanes(_i32, range(ROWS)))
-        _store(builder, eight, piece, SCALES + KIND * kind, 4)
+    return d, builder.fadd(low, high), low, high
 
 
-@helper
-def _write(piece, row, block):
-    """A quantized block as row ``row`` of a piece."""
-    low, high, d, low_sum, high_sum = block
-    store_bytes(piece + 32 * row, low)
-    store_bytes(piece + 32 * row + 16, high)
-    scales = piece + SCALES + 4 * row
-    set_float(scales, d)
-    set_float(scales + KIND, low_sum + high_sum)
-    set_float(scales + 2 * KIND, low_sum)
-    set_float(scales + 3 * KIND, high_sum)
+def _write_ir(builder, piece, codes, kinds):
+    """Eight rows of codes and eight lanes of each kind."""
+    for number, row in enumerate(codes):
+        for half, values in enumerate(row):
+            _store(builder, builder.trunc(values, ir.VectorType(_i8, LANES)), piece, 32 * number + 16 * half, 1)
+    for number, values in enumerate(kinds):
+        _store(builder, values, piece, SCALES + KIND * number, 4)
 
 
-@helper
-def _quantize_fine_tile(source, stride, piece):
-    """32 values of four rows and their remainders."""
-    for row in range(ROWS // 2):
-        place = source + row * stride
-        plain, rest = quantize_values(load_floats(place), load_floats(place + 64))
-        _write(piece, 2 * row, plain)
-        _write(piece, 2 * row + 1, rest)
+def _load_ir(builder, source, stride):
+    """32 values of eight rows, ``stride`` bytes apart: pairs of vectors."""
+    rows = []
+    for _ in range(ROWS):
+        places = (source, builder.add(source, ir.Constant(_i64, 64)))
+        rows.append([
+            builder.load(builder.inttoptr(place, ir.PointerType()), align=4, typ=FLOATS_IR) for place in places
+        ])  # fmt: skip
+        source = builder.add(source, stride)
+    return rows
+
+
+@instruction(types.none, types.int64, types.int64, types.int64, types.int64)
+def _quantize_tile(builder, source, stride, piece, _next):
+    """32 values of eight rows to a piece."""
+    rows = _load_ir(builder, source, stride)
+    d, inverses = _scales_ir(builder, rows)
+    codes = _codes_ir(builder, rows, inverses)
+    eight = constant_lanes(_i32, range(ROWS))
+    kinds = [builder.shuffle_vector(kind, kind, eight) for kind in _kinds_ir(builder, codes, d)]
+    _write_ir(builder, piece, codes, kinds)
+
+
+@instruction(types.none, types.int64, types.int64, types.int64, types.int64)
+def _quantize_fine_tiles(builder, source, stride, piece, next_piece):
+    """32 values of eight rows, each followed by its remainder, to two pieces."""
+    rows = _load_ir(builder, source, stride)
+    d, inverses = _scales_ir(builder, rows)
+    codes = _codes_ir(builder, rows, inverses)
+    finer = builder.fmul(inverses, constant_lanes(_f32, [254.0] * LANES))
+    rests = _codes_ir(builder, _rests_ir(builder, rows, codes, d), finer)
+    fine_d = builder.fmul(d, constant_lanes(_f32, [FINE_STEP] * LANES))
+    kinds = list(zip(_kinds_ir(builder, codes, d), _kinds_ir(builder, rests, fine_d), strict=True))
+    for first, place in ((0, piece), (ROWS // 2, next_piece)):
+        numbers = range(first, first + ROWS // 2)
+        lanes = constant_lanes(_i32, [lane for number in numbers for lane in (number, LANES + number)])
+        in_turn = [row for number in numbers for row in (codes[number], rests[number])]
+        _write_ir(builder, place, in_turn, [builder.shuffle_vector(*pair, lanes) for pair in kinds])
 
 
 def kernel(variant):
     """The kernel that writes all rows; pieces are shared among the threads."""
-    fine = variant == "int8_fine"
-    rows_in_tile, quantize_tile = rows_of_tile(fine), _quantize_fine_tile if fine else _quantize_tile
+    quantize, tiles = (_quantize_fine_tiles, 2) if variant == "int8_fine" else (_quantize_tile, 1)
 
     def pack(record, thread, threads):
         rows, blocks, stride = int64_at(get(record, F.rows)), get(record, F.blocks), get(record, F.input_stride)
-        first, end = share((rows + rows_in_tile - 1) // rows_in_tile * blocks, thread, threads)
+        first, end = share((rows + ROWS - 1) // ROWS * blocks, thread, threads)
         for item in range(first, end):
             tile, block = item // blocks, item % blocks
-            source = get(record, F.input) + rows_in_tile * tile * stride + 128 * block
-            quantize_tile(source, stride, get(record, F.output) + item * PIECE_BYTES)
+            source = get(record, F.input) + ROWS * tile * stride + 128 * block
+            piece = get(record, F.output) + (tiles * tile * blocks + block) * PIECE_BYTES
+            quantize(source, stride, piece, piece + blocks * PIECE_BYTES)
 
     return pack

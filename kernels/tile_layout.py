@@ -45,8 +45,8 @@ def tile_bytes(columns: int) -> int:
 
 
 def input_bytes(rows: int, columns: int, fine: bool) -> int:
-    """Of the tiles of so many rows."""
-    return -(-rows // rows_of_tile(fine)) * tile_bytes(columns)
+    """Of the tiles of so many rows, and those that fill them up to a multiple of eight."""
+    return -(-rows // ROWS) * ROWS // rows_of_tile(fine) * tile_bytes(columns)
 
 
 def tiles_at_once(columns: int) -> int:

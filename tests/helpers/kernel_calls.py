@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgellm.errors import InvalidSettingError
 from edgellm.folders import kernels_folder
+from edgellm.kernels import tile_layout
 from edgellm.kernels.library import KernelLibrary
 from edgellm.kernels.packing import (
     FLOAT_FORMATS,
@@ -31,7 +32,7 @@ from edgellm.kernels.packing import (
     packed_type,
     ternary_to_two_bits,
 )
-from edgellm.kernels.records import MATMUL, QUANTIZE
+from edgellm.kernels.records import MATMUL, MATMUL_TILES, QUANTIZE, TILE_INPUT
 from edgellm.kernels.target import target_for
 from edgellm.platforms.threads import KERNELS as TEAM_KERNELS
 from edgellm.platforms.threads import ThreadTeam
@@ -47,11 +48,18 @@ _ON_ALL_TIERS = (
     *("quantize.all", *TEAM_KERNELS),
     *(f"pack.{name}" for name in RECIPES),
 )
+_TILES = (
+    *(f"matmul_tiles.{name}" for name in FORMATS if name not in FLOAT_FORMATS),
+    *("tile_input.int8", "tile_input.int8_fine"),
+)
 _CACHE = ("cache.f16", "cache.q8_0", "attention.f16", "attention.q8_0")
 _ELSEWHERE = {
     "plain": (*_CACHE, "activation.add"),
+    "avx2": _TILES,
     "native": (
         *_CACHE,
+        *_TILES,
+        *(f"matmul_tiles.{name}_fine" for name in FORMATS if name not in FLOAT_FORMATS),
         *(f"matmul.{name}_fine" for name in FORMATS if name not in FLOAT_FORMATS),
         *(f"activation.{kind}" for kind in ("silu", "gelu_tanh", "relu_squared", "add", "scale", "softcap")),
         *("norm.rms", "norm.layer", "rope.interleaved", "rope.halves", "rows.select"),
@@ -158,6 +166,37 @@ class Kernels:
         )  # fmt: skip
         self.call("quantize.all", record)
         return made
+
+
+def quantize_tiles(kernels: Kernels, x: Array, fine: bool = False) -> tuple[Array, Activations]:
+    """float32 activations (rows, columns) as tiles, and what these hold as codes and scales."""
+    rows, columns = x.shape
+    parts, blocks = 2 if fine else 1, columns // 32
+    whole = np.zeros((-(-rows // tile_layout.ROWS) * tile_layout.ROWS, columns), np.float32)
+    whole[:rows] = x
+    tiles, untouched = outlined(1, tile_layout.input_bytes(rows, columns, fine), np.uint8)
+    record = Record(
+        TILE_INPUT, rows=np.array([rows]), blocks=blocks, input=whole, input_stride=whole.strides[0], output=tiles
+    )  # fmt: skip
+    kernels.call(f"tile_input.int8{'_fine' if fine else ''}", record, threads=2)
+    assert untouched()
+    pieces = tiles.reshape(-1, blocks, tile_layout.PIECE_BYTES)
+    codes = pieces[..., : tile_layout.SCALES].reshape(len(pieces), blocks, tile_layout.ROWS, 32).view(np.int8)
+    scales = pieces[..., tile_layout.SCALES :].copy().view(np.float32).reshape(len(pieces), blocks, 4, -1)
+    held = Activations(
+        codes.transpose(0, 2, 1, 3).reshape(-1, parts, columns)[:rows],
+        scales.transpose(0, 3, 1, 2).reshape(-1, parts, blocks, 4)[:rows],
+    )
+    return tiles, held
+
+
+def matmul_tiles_record(matrix: PackedMatrix, tiles: Array, output: Array, rows: int, **more: int | Array) -> Record:
+    """The record of ``output[row] = weights @ row`` for rows in tiles; ``output`` has room for whole tiles."""
+    return Record(
+        MATMUL_TILES, rows=np.array([rows]), weights=matrix.data, groups=matrix.groups, blocks=matrix.blocks,
+        input=tiles, tile_bytes=tile_layout.tile_bytes(matrix.columns), tiles_at_once=2, output=output,
+        output_stride=output.strides[0], group_bytes=matrix.format.group_bytes(matrix.blocks), **more,
+    )  # fmt: skip
 
 
 @cache
