@@ -1,0 +1,253 @@
+"""Quantizing a model file: rows are read, quantized on all cores and written, some megabytes at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.errors import CorruptFileError, EdgeLLMError
+from edgellm.gguf import GGUFFile, TensorInfo, open_gguf
+from edgellm.platforms.features import available_cores
+from edgellm.quantize.mixtures import FLOAT_TYPES
+from edgellm.quantize.plan import Plan, PlannedTensor, make_plan
+from edgellm.quantize.rows import Bytes, Float32, RowQuantizer, ValueProblem
+from edgellm.quantize.settings import QuantizeSettings
+from edgellm.splitting import padded, published, zeros
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage ("quantize", ...), bytes or steps done, and of all."""
+PIECE_VALUES = 1 << 20
+"""Values that one thread quantizes at a time."""
+Importance = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """What became of a tensor: ``source_type`` and ``type`` are names of tensor types."""
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: str
+    type: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was written, or would be.
+
+    Attributes:
+        paths: the files.
+        type: the mixture.
+        size_bytes: of all files.
+        source_bytes: of the model's files.
+        parameters: how many values the tensors have.
+        bits_per_weight: bits of data for each value.
+        tensors: in the order of the file.
+        seconds: it took; 0 if nothing was written.
+    """
+
+    paths: tuple[Path, ...]
+    type: str
+    size_bytes: int
+    source_bytes: int
+    parameters: int
+    bits_per_weight: float
+    tensors: tuple[QuantizedTensor, ...]
+    seconds: float
+
+
+def quantize(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: QuantizeSettings,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+) -> Quantized:
+    """Write a model with its weights quantized. Either the whole file appears, or none.
+
+    Args:
+        model: the GGUF file, or any part of a split one.
+        output: the file to write, or a folder for it.
+        settings: how to quantize.
+        progress: told how far it is.
+        dry_run: only tell what would be written.
+
+    Raises:
+        ModelNotFoundError: a file is not there.
+        CorruptFileError: a file breaks the rules of its format, or a weight is no finite number.
+        EdgeLLMError: weights are quantized already, the output exists, or cannot be written.
+    """
+    began = time.monotonic()
+    with open_gguf(model) as file:
+        plan = make_plan(file, Path(output), settings, None)
+        if not dry_run:
+            _write(file, plan, {}, settings, progress)
+        return _result(file, plan, settings, 0.0 if dry_run else time.monotonic() - began)
+
+
+def _result(file: GGUFFile, plan: Plan, settings: QuantizeSettings, seconds: float) -> Quantized:
+    from edgellm.quantize.mixtures import find_mixture
+
+    return Quantized(
+        plan.paths,
+        find_mixture(settings.type).name,
+        plan.size_bytes,
+        file.size_bytes,
+        plan.parameters,
+        plan.bits_per_weight,
+        tuple(
+            QuantizedTensor(
+                tensor.source.name,
+                tensor.source.shape,
+                tensor.source.type.name,
+                tensor.target.type.name,
+                tensor.target.size_bytes,
+            )
+            for tensor in plan.tensors
+        ),
+        seconds,
+    )
+
+
+def _write(
+    file: GGUFFile, plan: Plan, importance: Importance, settings: QuantizeSettings, progress: Progress | None
+) -> None:
+    if any(path.exists() and any(path.samefile(own) for own in file.paths) for path in plan.paths):
+        raise EdgeLLMError("the output is the model itself", "choose another output")
+    with published(plan.paths, plan.size_bytes, settings.force) as temporary:
+        threads = settings.threads or len(available_cores())
+        with _Stream(file, plan, importance, threads, progress) as stream:
+            for shard, path in zip(plan.shards, temporary, strict=True):
+                with path.open("xb") as out:
+                    header = b"".join(shard.header())
+                    out.write(header + bytes(shard.data_offset - len(header)))
+                    for tensor in shard.tensors:
+                        stream.write(tensor.name, out.write)
+                        for piece in zeros(padded(tensor.size_bytes, shard.alignment) - tensor.size_bytes):
+                            out.write(piece)
+                    out.flush()
+                    os.fsync(out.fileno())
+        _check(plan, temporary[0])
+        file.close()  # some systems replace no open file
+
+
+def _check(plan: Plan, first: Path) -> None:
+    """Open what was written, as loading it does, and compare it with what was planned.
+
+    Raises:
+        CorruptFileError: it is not what it should be.
+    """
+    with open_gguf(first) as made:
+        if made.size_bytes != plan.size_bytes or any(
+            (tensor.target.name, tensor.target.type, tensor.target.shape) != (own.name, own.type, own.shape)
+            for tensor, own in zip(plan.tensors, made.tensors.values(), strict=True)
+        ):
+            raise CorruptFileError("what was written is not what was to be written", "check the disk")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a tensor, with the importance of their columns if there is one."""
+
+    tensor: PlannedTensor
+    first: int
+    end: int
+    importance: Float32 | None
+
+
+class _Stream:
+    """Quantizes ahead of the writing, a few pieces at most; the tensors are written in the order of the plan."""
+
+    def __init__(
+        self, file: GGUFFile, plan: Plan, importance: Importance, threads: int, progress: Progress | None
+    ) -> None:
+        self._file = file
+        self._progress = progress
+        self._threads = threads
+        self._total, self._written = sum(tensor.target.size_bytes for tensor in plan.tensors), 0
+        by_part = sorted(plan.tensors, key=lambda tensor: tensor.source.part if len(plan.shards) > 1 else 0)
+        self._pieces = {tensor.source.name: list(_pieces(tensor, importance)) for tensor in by_part}
+        self._work = iter([piece for pieces in self._pieces.values() for piece in pieces])
+        types = {
+            (piece.tensor.target.type, piece.importance is not None)
+            for pieces in self._pieces.values()
+            for piece in pieces
+            if piece.tensor.changes
+        }
+        self._quantizer = RowQuantizer(types, progress)
+        self._pool = ThreadPoolExecutor(threads, "edgellm-quantize")
+        self._ahead: deque[Future[Bytes]] = deque()
+
+    def write(self, name: str, write: Callable[[Bytes], object]) -> None:
+        """Write the bytes of a tensor."""
+        for piece in self._pieces[name]:
+            while len(self._ahead) < 2 * self._threads and (work := next(self._work, None)) is not None:
+                self._ahead.append(self._pool.submit(self._made, work))
+            data = self._ahead.popleft().result()
+            write(data)
+            self._written += data.nbytes
+            if self._progress is not None:
+                self._progress("quantize", self._written, self._total)
+            del piece
+        self._file.release(name)
+
+    def _made(self, piece: _Piece) -> Bytes:
+        tensor = piece.tensor
+        raw = self._file.raw(tensor.source.name)[piece.first : piece.end]
+        if not tensor.changes:
+            return raw
+        try:
+            return self._quantizer.quantize(raw, tensor.source.type, tensor.target.type, piece.importance)
+        except ValueProblem as problem:
+            raise EdgeLLMError(f"tensor {tensor.source.name} {problem.message}", problem.hint) from None
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _pieces(tensor: PlannedTensor, importance: Importance) -> Iterator[_Piece]:
+    """The rows of a tensor, those of each matrix of a stack by themselves."""
+    source = tensor.source
+    weights = importance.get(source.name) if tensor.changes and tensor.target.type not in FLOAT_TYPES else None
+    matrices = math.prod(source.shape[:-2]) if len(source.shape) > 2 else 1
+    if weights is not None:
+        weights = _fitting(weights, source, matrices)
+    count = matrices if weights is not None else 1
+    rows = source.rows // max(1, count)
+    step = max(1, PIECE_VALUES // max(1, source.columns))
+    for number in range(count):
+        own = None if weights is None else weights[number]
+        for first in range(0, rows, step):
+            start = number * rows
+            yield _Piece(tensor, start + first, start + min(rows, first + step), own)
+
+
+def _fitting(weights: Float32, source: TensorInfo, matrices: int) -> Float32:
+    """The importance of each column of each matrix, (matrices, columns); one of a single matrix serves all.
+
+    Raises:
+        EdgeLLMError: it is that of another model.
+    """
+    flat = weights.reshape(-1)
+    if flat.size == source.columns:
+        return np.broadcast_to(flat, (matrices, source.columns))
+    if flat.size != matrices * source.columns:
+        raise EdgeLLMError(
+            f"the importance matrix has {flat.size} values for tensor {source.name}, "
+            f"expected {matrices * source.columns}",
+            "it was made for another model: make one of this model with 'edgellm imatrix'",
+        )
+    return flat.reshape(matrices, source.columns)
