@@ -18,7 +18,6 @@ from edgellm.kernels.simd import (
 )
 
 
-
 @helper
 def _joined(codes, distance, bits, parts, mask):
     """16 bytes, each with some bits of ``parts`` codes that lie ``distance`` apart, the first in the lowest bits."""

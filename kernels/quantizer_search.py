@@ -173,7 +173,11 @@ def _solve(total, first, codes, squares, products):
 def _gain(total, first, codes, squares, products, scale, offset):
     """By how much s q + m is nearer to y than nothing is: sum w y^2 less the squared error."""
     linear = scale * products + offset * first
-    return linear + linear - (scale * scale * squares + splat_float(2.0) * scale * offset * codes + offset * offset * total)
+    return (
+        linear
+        + linear
+        - (scale * scale * squares + splat_float(2.0) * scale * offset * codes + offset * offset * total)
+    )
 
 
 def range_search(count, high, weighted, trials, first, step, refinements, below_zero):
@@ -255,9 +259,7 @@ def two_level_scales(count, nearest, weighted, groups, low, high, search, refine
             if refinement < refinements:
                 solution = multiple(ratio(products, squares) * inverse_or_zero(d))
                 multiples = where_greater(squares, zero, solution, multiples)
-                d = round_half(
-                    ratio(across(multiples * products), across(multiples * multiples * squares))
-                )
+                d = round_half(ratio(across(multiples * products), across(multiples * multiples * squares)))
         return best_d, best_multiples
 
     return find
@@ -289,7 +291,7 @@ def two_level_ranges(count, high, weighted, groups, multiples_high, search, refi
             best = maximum(gain, best)
             if refinement < refinements:
                 # The multiples for these codes, then the two numbers for these codes and multiples.
-                new_scale, new_offset = _solve(total, first, codes, squares, products)
+                new_scale, _ = _solve(total, first, codes, squares, products)
                 up = where_greater(squares, zero, multiple(new_scale * inverse_or_zero(d)), up)
                 down = multiple((first - d * up * codes) * ratio(splat_float(-1.0), total) * inverse_or_zero(e))
                 d, e = _two_numbers(across, up, down, total, first, codes, squares, products, d, e)

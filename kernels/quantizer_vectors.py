@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from llvmlite import ir
 from numba.core import types
 
+from edgellm.kernels.quantizer_schemes import LANES, LARGEST_HALF, STEPS
 from edgellm.kernels.simd import (
     FLOATS,
     INTS,
@@ -18,12 +21,9 @@ from edgellm.kernels.simd import (
     splat_float,
 )
 
-LANES = 16
 ROUNDING = 12582912.0
 """1.5 * 2^23: adding and subtracting it rounds to the nearest integer, halves to even, where |value| < 2^22; what is
 larger stays large."""
-STEPS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""The values of the 16 codes of IQ4_NL and IQ4_XS (``kvalues_iq4nl`` of ggml)."""
 
 _i8, _i16, _i32, _i64, _f32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -59,17 +59,16 @@ def largest_across(width):
 
     @instruction(FLOATS, FLOATS)
     def largest(builder, vector):
-        return _across(
-            builder, vector, width, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b)
-        )
+        return _across(builder, vector, width, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
     return largest
 
 
 @helper
 def round_half(value):
-    """The nearest numbers of half precision."""
-    return half_value(half_bits(value))
+    """The nearest numbers of half precision, none infinite."""
+    inside = maximum(minimum(value, splat_float(LARGEST_HALF)), splat_float(-LARGEST_HALF))
+    return half_value(half_bits(inside))
 
 
 @helper
@@ -101,7 +100,7 @@ def nearest_between(low, high):
 def _by_steps(builder, value, first, gains, emit_add):
     """``first`` plus the gain of every midpoint between two `STEPS` that the value exceeds."""
     total = first
-    for lower, upper, gain in zip(STEPS, STEPS[1:], gains, strict=False):
+    for lower, upper, gain in zip(STEPS[:-1], STEPS[1:], gains, strict=True):
         middle = constant_lanes(_f32, [(lower + upper) / 2] * LANES)
         above = builder.fcmp_ordered(">", value, middle)
         some = constant_lanes(total.type.element, [gain] * LANES)
@@ -113,7 +112,7 @@ def _by_steps(builder, value, first, gains, emit_add):
 @instruction(FLOATS, FLOATS)
 def nearest_step(builder, value):
     """The nearest of `STEPS`."""
-    gains = [float(upper - lower) for lower, upper in zip(STEPS, STEPS[1:], strict=False)]
+    gains = [float(upper - lower) for lower, upper in pairwise(STEPS)]
     return _by_steps(builder, value, constant_lanes(_f32, [float(STEPS[0])] * LANES), gains, builder.fadd)
 
 

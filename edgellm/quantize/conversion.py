@@ -19,7 +19,7 @@ from edgellm.gguf import GGUFFile, TensorInfo, open_gguf
 from edgellm.platforms.features import available_cores
 from edgellm.quantize.mixtures import FLOAT_TYPES
 from edgellm.quantize.plan import Plan, PlannedTensor, make_plan
-from edgellm.quantize.rows import Bytes, Float32, RowQuantizer, ValueProblem
+from edgellm.quantize.rows import Bytes, Float32, RowQuantizer, ValueRangeError
 from edgellm.quantize.settings import QuantizeSettings
 from edgellm.splitting import padded, published, zeros
 
@@ -208,7 +208,7 @@ class _Stream:
             return raw
         try:
             return self._quantizer.quantize(raw, tensor.source.type, tensor.target.type, piece.importance)
-        except ValueProblem as problem:
+        except ValueRangeError as problem:
             raise EdgeLLMError(f"tensor {tensor.source.name} {problem.message}", problem.hint) from None
 
     def __enter__(self) -> _Stream:

@@ -30,7 +30,7 @@ _Function = ctypes.CFUNCTYPE(
 _NOT_FINITE, _TOO_LARGE = 1, 2
 
 
-class ValueProblem(EdgeLLMError):
+class ValueRangeError(EdgeLLMError):
     """Weights that the wanted type cannot hold; the message begins where the tensor's name ends."""
 
 
@@ -64,7 +64,7 @@ class RowQuantizer:
             uint8, (rows, bytes of a row).
 
         Raises:
-            ValueProblem: a value is not finite, or too large for the type.
+            ValueRangeError: a value is not finite, or too large for the type.
         """
         rows = len(raw)
         columns = raw.shape[1] // source.block_bytes * source.block_size
@@ -107,7 +107,7 @@ class RowQuantizer:
         try:
             return encode(decode(raw, source), "F32", target)
         except EdgeLLMError as error:
-            raise ValueProblem(error.message, "quantize to BF16 or F32") from None
+            raise ValueRangeError(error.message, "quantize to BF16 or F32") from None
 
 
 def kernel_name(kind: TensorType, weighted: bool) -> str:
@@ -117,6 +117,6 @@ def kernel_name(kind: TensorType, weighted: bool) -> str:
 
 def _complain(problem: int, target: TensorType) -> None:
     if problem & _NOT_FINITE:
-        raise ValueProblem("holds values that are not finite numbers", "the model is damaged: fetch it again")
+        raise ValueRangeError("holds values that are not finite numbers", "the model is damaged: fetch it again")
     if problem & _TOO_LARGE:
-        raise ValueProblem(f"holds values that are too large for {target.name}", "give it BF16 with --tensor-type")
+        raise ValueRangeError(f"holds values that are too large for {target.name}", "give it BF16 with --tensor-type")
