@@ -384,7 +384,7 @@ def published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[Pa
     folder = paths[0].parent
     if not folder.is_dir():
         raise EdgeLLMError(f"there is no folder {folder}", "make it, or choose another output")
-    _refuse_existing(paths, force)
+    refuse_existing(paths, force)
     free = shutil.disk_usage(folder).free
     if free < size + _SPARE_BYTES:
         raise EdgeLLMError(
@@ -394,7 +394,7 @@ def published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[Pa
     temporary = Path(tempfile.mkdtemp(prefix=".edgellm-", suffix=".part", dir=folder))
     try:
         yield [temporary / path.name for path in paths]
-        _refuse_existing(paths, force)
+        refuse_existing(paths, force)
         _move(temporary, paths)
         _sync_folder(folder)
     except OSError as error:
@@ -406,7 +406,8 @@ def published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[Pa
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _refuse_existing(paths: Sequence[Path], force: bool) -> None:
+def refuse_existing(paths: Sequence[Path], force: bool) -> None:
+    """Raise EdgeLLMError if a file is there and must not be replaced."""
     for path in paths:
         if path.is_dir():
             raise EdgeLLMError(f"{path} is a folder", "choose another output")

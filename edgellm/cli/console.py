@@ -32,6 +32,7 @@ _STAGES = {
     "convert": "converting",
     "merge": "merging",
     "quantize": "quantizing",
+    "calibrate": "reading the text",
     "split": "splitting",
     "join": "joining",
     "hash": "hashing",

@@ -36,6 +36,19 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     help="An importance matrix (edgellm imatrix or llama.cpp made it), or a text to make one from.",
 )
 @click.option(
+    "--gptq",
+    metavar="TEXT",
+    type=click.Path(),
+    help="Compensate rounding errors by what the model computes on this text: better and slower.",
+)
+@click.option(
+    "--chunks",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Chunks of 512 tokens to read of a text, at most.",
+)
+@click.option(
     "--tensor-type",
     "tensor_types",
     metavar="REGEX=TYPE",
@@ -58,6 +71,8 @@ def quantize_command(
     output: Path,
     kind: str,
     importance: str | None,
+    gptq: str | None,
+    chunks: int,
     tensor_types: tuple[tuple[str, str], ...],
     output_type: str | None,
     embedding_type: str | None,
@@ -81,7 +96,18 @@ def quantize_command(
     from edgellm.quantize import QuantizeSettings, quantize
 
     settings = QuantizeSettings(
-        kind, importance, tensor_types, output_type, embedding_type, pure, keep_split, allow_requantize, force, threads
+        kind,
+        importance=importance,
+        gptq=gptq,
+        chunks=chunks,
+        tensor_types=tensor_types,
+        output_type=output_type,
+        embedding_type=embedding_type,
+        pure=pure,
+        keep_split=keep_split,
+        allow_requantize=allow_requantize,
+        force=force,
+        threads=threads,
     )
     with ProgressDisplay() as display:
         path = resolve(model, display, offline)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.errors import CorruptFileError, EdgeLLMError
-from edgellm.gguf import GGUFFile, TensorInfo, open_gguf
+from edgellm.gguf import GGUFFile, TensorInfo, decode, open_gguf
 from edgellm.platforms.features import available_cores
-from edgellm.quantize.mixtures import FLOAT_TYPES
+from edgellm.quantize.codes import KINDS
+from edgellm.quantize.gptq import Calibration, Compensation, calibrate, compensation, quantize_rows
+from edgellm.quantize.imatrix import collect, is_matrix, read
+from edgellm.quantize.mixtures import FLOAT_TYPES, find_mixture, is_quantized
 from edgellm.quantize.plan import Plan, PlannedTensor, make_plan
 from edgellm.quantize.rows import Bytes, Float32, RowQuantizer, ValueRangeError
 from edgellm.quantize.settings import QuantizeSettings
-from edgellm.splitting import padded, published, zeros
+from edgellm.splitting import padded, published, refuse_existing, zeros
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage ("quantize", ...), bytes or steps done, and of all."""
@@ -89,15 +93,61 @@ def quantize(
     """
     began = time.monotonic()
     with open_gguf(model) as file:
-        plan = make_plan(file, Path(output), settings, None)
+        guide = _guide(file, settings)
+        plan = make_plan(file, Path(output), settings, guide.keys)
         if not dry_run:
-            _write(file, plan, {}, settings, progress)
+            refuse_existing(plan.paths, settings.force)  # before the model is run over a text
+            _write(file, plan, guide.complete(file, settings, progress), settings, progress)
         return _result(file, plan, settings, 0.0 if dry_run else time.monotonic() - began)
 
 
-def _result(file: GGUFFile, plan: Plan, settings: QuantizeSettings, seconds: float) -> Quantized:
-    from edgellm.quantize.mixtures import find_mixture
+@dataclass(frozen=True)
+class _Guide:
+    """What errors are weighed or compensated by: nothing, an importance matrix, the statistics of a text.
 
+    Attributes:
+        keys: what the file will say of it.
+        importance: of the columns of weights, as far as it is known.
+        calibration: of GPTQ.
+    """
+
+    keys: Mapping[str, str | int]
+    importance: Importance
+    calibration: Calibration | None = None
+
+    def complete(self, file: GGUFFile, settings: QuantizeSettings, progress: Progress | None) -> _Guide:
+        """With what takes running the model."""
+        importance, calibration = self.importance, None
+        if settings.importance is not None and not importance:
+            made = collect(file.path, settings.importance, chunks=settings.chunks, progress=progress)
+            importance = made.importance()
+        if settings.gptq is not None:
+            calibration = calibrate(file, settings.gptq, settings.chunks, progress)
+        return _Guide(self.keys, importance, calibration)
+
+
+def _guide(file: GGUFFile, settings: QuantizeSettings) -> _Guide:
+    """What is known without running the model."""
+    keys: dict[str, str | int] = {}
+    importance: Importance = {}
+    if settings.importance is not None:
+        dataset, entries, chunks = settings.importance, 0, settings.chunks
+        if is_matrix(settings.importance):
+            matrix = read(settings.importance)
+            importance = matrix.importance()
+            entries, chunks = len(matrix.entries), matrix.chunk_count
+            dataset = matrix.datasets[-1] if matrix.datasets else ""
+        else:
+            entries = sum(name.startswith("blk.") and is_quantized(info) for name, info in file.tensors.items())
+        prefix = "quantize.imatrix"
+        keys = {f"{prefix}.file": settings.importance, f"{prefix}.dataset": dataset}
+        keys |= {f"{prefix}.entries_count": entries, f"{prefix}.chunks_count": chunks}
+    if settings.gptq is not None:
+        keys["quantize.gptq.dataset"] = settings.gptq
+    return _Guide(keys, importance)
+
+
+def _result(file: GGUFFile, plan: Plan, settings: QuantizeSettings, seconds: float) -> Quantized:
     return Quantized(
         plan.paths,
         find_mixture(settings.type).name,
@@ -119,14 +169,12 @@ def _result(file: GGUFFile, plan: Plan, settings: QuantizeSettings, seconds: flo
     )
 
 
-def _write(
-    file: GGUFFile, plan: Plan, importance: Importance, settings: QuantizeSettings, progress: Progress | None
-) -> None:
+def _write(file: GGUFFile, plan: Plan, guide: _Guide, settings: QuantizeSettings, progress: Progress | None) -> None:
     if any(path.exists() and any(path.samefile(own) for own in file.paths) for path in plan.paths):
         raise EdgeLLMError("the output is the model itself", "choose another output")
     with published(plan.paths, plan.size_bytes, settings.force) as temporary:
         threads = settings.threads or len(available_cores())
-        with _Stream(file, plan, importance, threads, progress) as stream:
+        with _Stream(file, plan, guide, threads, progress) as stream:
             for shard, path in zip(plan.shards, temporary, strict=True):
                 with path.open("xb") as out:
                     header = b"".join(shard.header())
@@ -168,18 +216,17 @@ class _Piece:
 class _Stream:
     """Quantizes ahead of the writing, a few pieces at most; the tensors are written in the order of the plan."""
 
-    def __init__(
-        self, file: GGUFFile, plan: Plan, importance: Importance, threads: int, progress: Progress | None
-    ) -> None:
+    def __init__(self, file: GGUFFile, plan: Plan, guide: _Guide, threads: int, progress: Progress | None) -> None:
         self._file = file
         self._progress = progress
         self._threads = threads
         self._total, self._written = sum(tensor.target.size_bytes for tensor in plan.tensors), 0
         by_part = sorted(plan.tensors, key=lambda tensor: tensor.source.part if len(plan.shards) > 1 else 0)
-        self._pieces = {tensor.source.name: list(_pieces(tensor, importance)) for tensor in by_part}
+        self._pieces = {tensor.source.name: list(_pieces(tensor, guide.importance)) for tensor in by_part}
         self._work = iter([piece for pieces in self._pieces.values() for piece in pieces])
+        self._compensations = _Compensations(guide.calibration)
         types = {
-            (piece.tensor.target.type, piece.importance is not None)
+            (piece.tensor.target.type, piece.importance is not None or self._compensations.has(piece.tensor))
             for pieces in self._pieces.values()
             for piece in pieces
             if piece.tensor.changes
@@ -207,6 +254,12 @@ class _Stream:
         if not tensor.changes:
             return raw
         try:
+            known = self._compensations.find(tensor)
+            if known is not None:
+                if piece.importance is not None:
+                    known = replace(known, importance=piece.importance)
+                values = decode(raw, tensor.source.type)
+                return quantize_rows(values, tensor.target.type, known, self._quantizer)
             return self._quantizer.quantize(raw, tensor.source.type, tensor.target.type, piece.importance)
         except ValueRangeError as problem:
             raise EdgeLLMError(f"tensor {tensor.source.name} {problem.message}", problem.hint) from None
@@ -216,6 +269,33 @@ class _Stream:
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+
+class _Compensations:
+    """How errors are compensated, of the weights that are being quantized; what took time to find is kept a while."""
+
+    def __init__(self, calibration: Calibration | None) -> None:
+        self._calibration = calibration
+        self._lock = threading.Lock()
+        self._kept: dict[str, Compensation | None] = {}
+
+    def has(self, tensor: PlannedTensor) -> bool:
+        """Whether the errors of a weight are compensated, if its statistics allow it."""
+        if self._calibration is None or not tensor.changes or tensor.target.type not in KINDS:
+            return False
+        return len(tensor.source.shape) == 2 and self._calibration.find(tensor.source.name) is not None
+
+    def find(self, tensor: PlannedTensor) -> Compensation | None:
+        if not self.has(tensor):
+            return None
+        assert self._calibration is not None
+        name = self._calibration.inputs[tensor.source.name]
+        with self._lock:
+            if name not in self._kept:
+                if len(self._kept) >= 3:
+                    self._kept.pop(next(iter(self._kept)))
+                self._kept[name] = compensation(self._calibration.hessians[name])
+            return self._kept[name]
 
 
 def _pieces(tensor: PlannedTensor, importance: Importance) -> Iterator[_Piece]:

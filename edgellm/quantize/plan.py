@@ -24,6 +24,7 @@ _OWN_KEYS = (
     "quantize.imatrix.dataset",
     "quantize.imatrix.entries_count",
     "quantize.imatrix.chunks_count",
+    "quantize.gptq.dataset",
 )
 
 
@@ -69,22 +70,20 @@ class Plan:
         return 8 * sum(tensor.target.size_bytes for tensor in self.tensors) / max(1, self.parameters)
 
 
-def make_plan(
-    file: GGUFFile, output: Path, settings: QuantizeSettings, importance_keys: Mapping[str, str | int] | None
-) -> Plan:
+def make_plan(file: GGUFFile, output: Path, settings: QuantizeSettings, more_keys: Mapping[str, str | int]) -> Plan:
     """Choose types and places.
 
     Args:
         file: the model.
         output: the file to be, or with ``keep_split`` the path before ``-00001-of-0000N.gguf``.
         settings: how to quantize.
-        importance_keys: what the file will say of the importance matrix; None where none is used.
+        more_keys: what the file will say of the importance matrix or text that was used.
 
     Raises:
         EdgeLLMError: weights are quantized already, and must not be quantized again.
     """
     mixture = find_mixture(settings.type)
-    model = describe(file, importance_keys is not None)
+    model = describe(file, settings.importance is not None)
     types = choose_types(tuple(file.tensors.values()), mixture, model, settings.overrides())
     tensors = tuple(
         PlannedTensor(tensor, _retyped(tensor, types[tensor.name]), is_quantized(tensor))
@@ -92,7 +91,7 @@ def make_plan(
     )
     if not settings.allow_requantize:
         _refuse_requantizing(tensors)
-    keys = _keys(file, mixture.file_type, importance_keys or {})
+    keys = _keys(file, mixture.file_type, more_keys)
     if settings.keep_split and len(file.paths) > 1:
         paths, shards = _split(file, output, keys, tensors)
     else:
@@ -118,10 +117,10 @@ def _refuse_requantizing(tensors: Sequence[PlannedTensor]) -> None:
             )
 
 
-def _keys(file: GGUFFile, file_type: int, importance_keys: Mapping[str, str | int]) -> tuple[bytes, ...]:
+def _keys(file: GGUFFile, file_type: int, more_keys: Mapping[str, str | int]) -> tuple[bytes, ...]:
     """The keys of the model, and those that say how it was quantized, as they will stand in the file."""
     kept = tuple(file.stored_key(name) for name in file.metadata if name not in (*SPLIT_KEYS, *_OWN_KEYS))
-    own = {_OWN_KEYS[0]: _QUANTIZATION_VERSION, _OWN_KEYS[1]: file_type, **importance_keys}
+    own = {_OWN_KEYS[0]: _QUANTIZATION_VERSION, _OWN_KEYS[1]: file_type, **more_keys}
     return (*kept, *(stored_key(name, value) for name, value in own.items()))
 
 

@@ -16,6 +16,8 @@ class QuantizeSettings:
     Attributes:
         type: the mixture, one of ``mixtures.MIXTURES``.
         importance: an importance matrix (GGUF or llama.cpp's older format), or a text to make one from.
+        gptq: a text by which rounding errors are compensated (GPTQ), instead of each weight being rounded by itself.
+        chunks: how many chunks of 512 tokens of a text are read, at most.
         tensor_types: pairs of a regular expression and a type, for tensors whose names it is found in.
         output_type: type of the output matrix.
         embedding_type: type of the token embedding.
@@ -28,6 +30,8 @@ class QuantizeSettings:
 
     type: str
     importance: str | None = None
+    gptq: str | None = None
+    chunks: int = 64
     tensor_types: tuple[tuple[str, str], ...] = ()
     output_type: str | None = None
     embedding_type: str | None = None
@@ -45,8 +49,9 @@ class QuantizeSettings:
         """
         find_mixture(self.type)
         self.overrides()
-        if self.threads is not None and self.threads < 1:
-            raise InvalidSettingError(f"threads is {self.threads}", "give 1 or more")
+        for name, value in (("threads", self.threads), ("chunks", self.chunks)):
+            if value is not None and value < 1:
+                raise InvalidSettingError(f"{name} is {value}", "give 1 or more")
 
     def overrides(self) -> Overrides:
         """What is wanted otherwise than the mixture has it."""
