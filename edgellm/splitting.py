@@ -17,10 +17,12 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock, Timeout
 
 from edgellm.errors import CorruptFileError, EdgeLLMError, InvalidSettingError
 from edgellm.gguf import GGUFFile, TensorInfo, open_gguf
@@ -34,6 +36,7 @@ MOST_SHARDS = 1000
 _PIECE = 4 << 20
 _SYNC_EVERY = 128 << 20
 _SPARE_BYTES = 64 << 20
+_STALE_SECONDS = 60
 _UINT16, _INT32 = 2, 5
 _DEFAULT_ALIGNMENT = 32
 _SHARD_SUFFIX = re.compile(r"-\d{5}-of-\d{5}\Z")
@@ -391,8 +394,11 @@ def published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[Pa
             f"this takes {format_bytes(size)}, {format_bytes(free)} are free in {folder}",
             "free some, or choose an output on another disk",
         )
+    _sweep(folder)
     temporary = Path(tempfile.mkdtemp(prefix=".edgellm-", suffix=".part", dir=folder))
+    lock = FileLock(temporary / "lock")
     try:
+        lock.acquire()
         yield [temporary / path.name for path in paths]
         refuse_existing(paths, force)
         _move(temporary, paths)
@@ -403,7 +409,25 @@ def published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[Pa
             raise EdgeLLMError(problem, "free some, or choose an output on another disk") from error
         raise
     finally:
+        lock.release()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what runs that were killed left behind: nobody holds the lock of such a folder any more.
+
+    Where one was killed while it replaced several files, those that it had taken away already are kept.
+    """
+    with suppress(OSError):
+        for left in folder.glob(".edgellm-*.part"):
+            lock = left / "lock"
+            if any((left / "replaced").glob("*")):
+                continue
+            with suppress(OSError, Timeout):
+                if time.time() - lock.stat().st_mtime > _STALE_SECONDS:
+                    with FileLock(lock, timeout=0):
+                        pass
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def refuse_existing(paths: Sequence[Path], force: bool) -> None:

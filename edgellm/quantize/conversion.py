@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.errors import CorruptFileError, EdgeLLMError
-from edgellm.gguf import GGUFFile, TensorInfo, decode, open_gguf
+from edgellm.gguf import GGUFFile, TensorInfo, TensorType, decode, open_gguf
 from edgellm.platforms.features import available_cores
 from edgellm.quantize.codes import KINDS
 from edgellm.quantize.gptq import Calibration, Compensation, calibrate, compensation, quantize_rows
@@ -237,7 +237,7 @@ class _Stream:
 
     def write(self, name: str, write: Callable[[Bytes], object]) -> None:
         """Write the bytes of a tensor."""
-        for piece in self._pieces[name]:
+        for _ in self._pieces[name]:
             while len(self._ahead) < 2 * self._threads and (work := next(self._work, None)) is not None:
                 self._ahead.append(self._pool.submit(self._made, work))
             data = self._ahead.popleft().result()
@@ -245,24 +245,35 @@ class _Stream:
             self._written += data.nbytes
             if self._progress is not None:
                 self._progress("quantize", self._written, self._total)
-            del piece
         self._file.release(name)
 
     def _made(self, piece: _Piece) -> Bytes:
         tensor = piece.tensor
-        raw = self._file.raw(tensor.source.name)[piece.first : piece.end]
+        source, name = tensor.source.type, tensor.source.name
+        raw = self._file.raw(name)[piece.first : piece.end]
         if not tensor.changes:
-            return raw
+            return self._with_tail(raw, piece)
+        if source.tail_bytes:  # of I2_S, whose rows do not tell the scale
+            values = self._file.decode(name, slice(piece.first, piece.end))
+            raw, source = values.view(np.uint8), TensorType.F32
         try:
             known = self._compensations.find(tensor)
-            if known is not None:
-                if piece.importance is not None:
-                    known = replace(known, importance=piece.importance)
-                values = decode(raw, tensor.source.type)
-                return quantize_rows(values, tensor.target.type, known, self._quantizer)
-            return self._quantizer.quantize(raw, tensor.source.type, tensor.target.type, piece.importance)
+            if known is None:
+                return self._quantizer.quantize(raw, source, tensor.target.type, piece.importance)
+            if piece.importance is not None:
+                known = replace(known, importance=piece.importance)
+            return quantize_rows(decode(raw, source), tensor.target.type, known, self._quantizer)
         except ValueRangeError as problem:
-            raise EdgeLLMError(f"tensor {tensor.source.name} {problem.message}", problem.hint) from None
+            raise EdgeLLMError(f"tensor {name} {problem.message}", problem.hint) from None
+
+    def _with_tail(self, raw: Bytes, piece: _Piece) -> Bytes:
+        """Rows as they are, the last ones with what stands behind them in I2_S."""
+        source = piece.tensor.source
+        if not source.type.tail_bytes or piece.end < source.rows:
+            return raw
+        tail = np.zeros(source.type.tail_bytes // 4, np.float32)
+        tail[0] = self._file.scale(source.name)
+        return np.concatenate([raw.reshape(-1), tail.view(np.uint8)])
 
     def __enter__(self) -> _Stream:
         return self

@@ -160,7 +160,15 @@ class _Groups:
 
 
 def _two_numbers(
-    up: Array, down: Array, total: Array, first: Array, codes: Array, squares: Array, products: Array, d: Array, e: Array
+    up: Array,
+    down: Array,
+    total: Array,
+    first: Array,
+    codes: Array,
+    squares: Array,
+    products: Array,
+    d: Array,
+    e: Array,
 ) -> tuple[Array, Array]:
     across = lambda values: values.sum(axis=-1, keepdims=True)  # noqa: E731
     aa, ab, bb = across(up * up * squares), across(up * down * codes), across(down * down * total)
