@@ -31,11 +31,13 @@ _STAGES = {
     "weights": "preparing weights",
     "convert": "converting",
     "merge": "merging",
+    "quantize": "quantizing",
+    "calibrate": "reading the text",
     "split": "splitting",
     "join": "joining",
     "hash": "hashing",
 }
-_BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "split", "join", "hash"})
+_BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "quantize", "split", "join", "hash"})
 _PATIENCE = 0.4
 """Seconds a stage may take before a bar is drawn."""
 _LINE_PATIENCE = 2.0
