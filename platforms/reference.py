@@ -180,6 +180,7 @@ class ReferenceExecutor:
             case Linear(x=x, weight=weight, bias=bias_name, rows=chosen):
                 part = slice(None) if chosen is None else slice(*chosen)
                 product: Array = values[x.name] @ self._weight(weight).reshape(-1, x.width)[part].T
+                product = product.astype(self._dtype, copy=False)  # of rounded rows it is float64
                 return product if bias_name is None else product + self._weight(bias_name)[part]
             case Rope(x=x):
                 return rotate(values[x.name], batch.positions, operation)
