@@ -17,10 +17,12 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock, Timeout
 
 from edgellm.errors import CorruptFileError, EdgeLLMError, InvalidSettingError
 from edgellm.gguf import GGUFFile, TensorInfo, open_gguf
@@ -34,6 +36,7 @@ MOST_SHARDS = 1000
 _PIECE = 4 << 20
 _SYNC_EVERY = 128 << 20
 _SPARE_BYTES = 64 << 20
+_STALE_SECONDS = 60
 _UINT16, _INT32 = 2, 5
 _DEFAULT_ALIGNMENT = 32
 _SHARD_SUFFIX = re.compile(r"-\d{5}-of-\d{5}\Z")
@@ -103,9 +106,9 @@ def split(
     began = time.monotonic()
     with open_gguf(source) as file:
         shards = _plan_split(file, settings)
-        stem = _stem(Path(output), file.path)
+        stem = shard_stem(Path(output), file.path)
         paths = [stem.with_name(f"{stem.name}-{i + 1:05d}-of-{len(shards):05d}.gguf") for i in range(len(shards))]
-        with _published(paths, sum(shard.size for shard in shards), settings.force) as temporary:
+        with published(paths, sum(shard.size for shard in shards), settings.force) as temporary:
             _write(file, shards, temporary, "split", progress)
             _check(file, temporary[0])
             file.close()  # some systems replace no open file
@@ -138,15 +141,15 @@ def join(
         path = Path(output)
         if path.is_dir():
             path = path / f"{_SHARD_SUFFIX.sub('', file.path.stem)}.gguf"
-        shards = [_Shard(file.version, file.alignment, _kept_keys(file), tuple(file.tensors.values()))]
-        with _published([path], shards[0].size, force) as temporary:
+        shards = [Shard(file.version, file.alignment, _kept_keys(file), tuple(file.tensors.values()))]
+        with published([path], shards[0].size, force) as temporary:
             _write(file, shards, temporary, "join", progress)
             _check(file, temporary[0])
             file.close()
     return _summary([path], shards, began)
 
 
-def _summary(paths: Sequence[Path], shards: Sequence[_Shard], began: float) -> Written:
+def _summary(paths: Sequence[Path], shards: Sequence[Shard], began: float) -> Written:
     return Written(
         tuple(paths),
         tuple(shard.size for shard in shards),
@@ -155,7 +158,7 @@ def _summary(paths: Sequence[Path], shards: Sequence[_Shard], began: float) -> W
     )
 
 
-def _stem(output: Path, source: Path) -> Path:
+def shard_stem(output: Path, source: Path) -> Path:
     """Where the shards lie and what their names begin with."""
     if output.is_dir():
         return output / _SHARD_SUFFIX.sub("", source.stem)
@@ -164,8 +167,8 @@ def _stem(output: Path, source: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """A file to be: its keys as they will stand in it, and its tensors in order."""
+class Shard:
+    """A file to be: its keys as they will stand in it, and its tensors in order (their offsets do not count)."""
 
     version: int
     alignment: int
@@ -174,11 +177,11 @@ class _Shard:
 
     @property
     def size(self) -> int:
-        return self.data_offset + sum(_padded(tensor.size_bytes, self.alignment) for tensor in self.tensors)
+        return self.data_offset + sum(padded(tensor.size_bytes, self.alignment) for tensor in self.tensors)
 
     @property
     def data_offset(self) -> int:
-        return _padded(_HEAD + sum(map(len, self.keys)) + sum(map(_entry_bytes, self.tensors)), self.alignment)
+        return padded(_HEAD + sum(map(len, self.keys)) + sum(map(_entry_bytes, self.tensors)), self.alignment)
 
     def header(self) -> Iterator[bytes]:
         """All that stands before the data, without padding."""
@@ -189,13 +192,13 @@ class _Shard:
             name, dimensions = tensor.name.encode(), tuple(reversed(tensor.shape))
             yield struct.pack("<Q", len(name)) + name
             yield struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, int(tensor.type), offset)
-            offset += _padded(tensor.size_bytes, self.alignment)
+            offset += padded(tensor.size_bytes, self.alignment)
 
 
 _HEAD = 4 + 4 + 8 + 8
 
 
-def _padded(size: int, alignment: int) -> int:
+def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
@@ -208,7 +211,7 @@ def _kept_keys(file: GGUFFile) -> tuple[bytes, ...]:
     return tuple(file.stored_key(name) for name in file.metadata if name not in SPLIT_KEYS)
 
 
-def _split_keys(number: int, count: int, tensors: int) -> tuple[bytes, ...]:
+def split_keys(number: int, count: int, tensors: int) -> tuple[bytes, ...]:
     kinds = ((_UINT16, "H", number), (_UINT16, "H", count), (_INT32, "i", tensors))
     return tuple(
         struct.pack(f"<Q{len(name)}sI{code}", len(name), name.encode(), kind, value)
@@ -216,20 +219,20 @@ def _split_keys(number: int, count: int, tensors: int) -> tuple[bytes, ...]:
     )
 
 
-def _plan_split(file: GGUFFile, settings: SplitSettings) -> list[_Shard]:
+def _plan_split(file: GGUFFile, settings: SplitSettings) -> list[Shard]:
     """The shards, in the order of the tensors."""
     kept = _kept_keys(file)
     # A shard's data is aligned as its own keys say; only the first has those of the model.
     aligned = () if file.alignment == _DEFAULT_ALIGNMENT else (file.stored_key("general.alignment"),)
-    first, later = (_HEAD + sum(map(len, (*keys, *_split_keys(0, 0, 0)))) for keys in (kept, aligned))
+    first, later = (_HEAD + sum(map(len, (*keys, *split_keys(0, 0, 0)))) for keys in (kept, aligned))
     groups = _group(file, settings, first, later)
     if len(groups) > MOST_SHARDS:
         raise EdgeLLMError(f"that would make {len(groups)} shards, more than {MOST_SHARDS}", "choose a larger limit")
     return [
-        _Shard(
+        Shard(
             file.version,
             file.alignment,
-            (*(aligned if number else kept), *_split_keys(number, len(groups), len(file.tensors))),
+            (*(aligned if number else kept), *split_keys(number, len(groups), len(file.tensors))),
             tuple(group),
         )
         for number, group in enumerate(groups)
@@ -245,16 +248,16 @@ def _group(file: GGUFFile, settings: SplitSettings, first: int, later: int) -> l
     alignment, limit = file.alignment, settings.max_bytes
     groups: list[list[TensorInfo]] = [[]]
     head, data = first, 0
-    if limit is not None and _padded(first, alignment) > limit:
-        raise _too_small("the keys and the vocabulary, which stay together,", _padded(first, alignment))
+    if limit is not None and padded(first, alignment) > limit:
+        raise _too_small("the keys and the vocabulary, which stay together,", padded(first, alignment))
     for tensor in file.tensors.values():
-        entry, size = _entry_bytes(tensor), _padded(tensor.size_bytes, alignment)
+        entry, size = _entry_bytes(tensor), padded(tensor.size_bytes, alignment)
         full = settings.max_tensors is not None and len(groups[-1]) == settings.max_tensors
-        if full or (limit is not None and _padded(head + entry, alignment) + data + size > limit):
+        if full or (limit is not None and padded(head + entry, alignment) + data + size > limit):
             groups.append([])
             head, data = later, 0
-            if limit is not None and _padded(head + entry, alignment) + size > limit:
-                raise _too_small(f"tensor {tensor.name!r}", _padded(head + entry, alignment) + size)
+            if limit is not None and padded(head + entry, alignment) + size > limit:
+                raise _too_small(f"tensor {tensor.name!r}", padded(head + entry, alignment) + size)
         groups[-1].append(tensor)
         head, data = head + entry, data + size
     return groups
@@ -268,7 +271,7 @@ def _too_small(what: str, size: int) -> EdgeLLMError:
 
 
 def _write(
-    file: GGUFFile, shards: Sequence[_Shard], paths: Sequence[Path], stage: str, progress: Progress | None
+    file: GGUFFile, shards: Sequence[Shard], paths: Sequence[Path], stage: str, progress: Progress | None
 ) -> None:
     """Write all shards, some megabytes at a time."""
     reader = _Reader(file)
@@ -289,17 +292,17 @@ def _write(
                 os.fsync(out.fileno())
 
 
-def _pieces(shard: _Shard, reader: _Reader) -> Iterator[bytes | memoryview]:
+def _pieces(shard: Shard, reader: _Reader) -> Iterator[bytes | memoryview]:
     """The bytes of a file from beginning to end."""
     header = b"".join(shard.header())
     yield header
-    yield from _zeros(shard.data_offset - len(header))
+    yield from zeros(shard.data_offset - len(header))
     for tensor in shard.tensors:
         yield from reader.read(tensor)
-        yield from _zeros(_padded(tensor.size_bytes, shard.alignment) - tensor.size_bytes)
+        yield from zeros(padded(tensor.size_bytes, shard.alignment) - tensor.size_bytes)
 
 
-def _zeros(count: int) -> Iterator[bytes]:
+def zeros(count: int) -> Iterator[bytes]:
     for start in range(0, count, _PIECE):
         yield bytes(min(_PIECE, count - start))
 
@@ -370,7 +373,7 @@ def _description(tensor: TensorInfo) -> tuple[object, ...]:
 
 
 @contextmanager
-def _published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[Path]]:
+def published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[Path]]:
     """Files of the same names in a temporary folder beside ``paths``; when the block ends well, they are moved there.
 
     Args:
@@ -384,17 +387,20 @@ def _published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[P
     folder = paths[0].parent
     if not folder.is_dir():
         raise EdgeLLMError(f"there is no folder {folder}", "make it, or choose another output")
-    _refuse_existing(paths, force)
+    refuse_existing(paths, force)
     free = shutil.disk_usage(folder).free
     if free < size + _SPARE_BYTES:
         raise EdgeLLMError(
             f"this takes {format_bytes(size)}, {format_bytes(free)} are free in {folder}",
             "free some, or choose an output on another disk",
         )
+    _sweep(folder)
     temporary = Path(tempfile.mkdtemp(prefix=".edgellm-", suffix=".part", dir=folder))
+    lock = FileLock(temporary / "lock")
     try:
+        lock.acquire()
         yield [temporary / path.name for path in paths]
-        _refuse_existing(paths, force)
+        refuse_existing(paths, force)
         _move(temporary, paths)
         _sync_folder(folder)
     except OSError as error:
@@ -403,10 +409,29 @@ def _published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[P
             raise EdgeLLMError(problem, "free some, or choose an output on another disk") from error
         raise
     finally:
+        lock.release()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _refuse_existing(paths: Sequence[Path], force: bool) -> None:
+def _sweep(folder: Path) -> None:
+    """Delete what runs that were killed left behind: nobody holds the lock of such a folder any more.
+
+    Where one was killed while it replaced several files, those that it had taken away already are kept.
+    """
+    with suppress(OSError):
+        for left in folder.glob(".edgellm-*.part"):
+            lock = left / "lock"
+            if any((left / "replaced").glob("*")):
+                continue
+            with suppress(OSError, Timeout):
+                if time.time() - lock.stat().st_mtime > _STALE_SECONDS:
+                    with FileLock(lock, timeout=0):
+                        pass
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def refuse_existing(paths: Sequence[Path], force: bool) -> None:
+    """Raise EdgeLLMError if a file is there and must not be replaced."""
     for path in paths:
         if path.is_dir():
             raise EdgeLLMError(f"{path} is a folder", "choose another output")
@@ -416,6 +441,9 @@ def _refuse_existing(paths: Sequence[Path], force: bool) -> None:
 
 def _move(temporary: Path, paths: Sequence[Path]) -> None:
     """Give all files their names, the first one last since it is the one people name; or leave all as it was."""
+    if len(paths) == 1:  # in one step: whatever happens, the old file or the new one is there
+        (temporary / paths[0].name).replace(paths[0])
+        return
     replaced = temporary / "replaced"
     replaced.mkdir()
     begun: list[Path] = []

@@ -92,6 +92,20 @@ QUANTIZE = _record(
 )
 
 
+# edgellm.kernels.quantizer
+QUANTIZER = _record(
+    "Quantizer",
+    "source",  # address of the first row
+    "kind",  # how its numbers are stored: see quantizer.py
+    "blocks",  # in all rows, which follow each other without a gap
+    "row_values",  # values in a row
+    "importance",  # address of float32 (row_values), of the weighted variants
+    "target",  # address of the first block to write
+    "scratch",  # address of each thread's memory: SCRATCH_BYTES of quantizer_memory.py
+    "problem",  # address of an int64: bit 0 is set where a number is not finite, bit 1 where one is too large
+)
+
+
 # edgellm.kernels.norm
 NORM = _record(
     "Norm",

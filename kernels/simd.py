@@ -323,6 +323,22 @@ def store_halves(builder, address, value):
     builder.store(half, _at(builder, address), align=2)
 
 
+@instruction(INTS, FLOATS)
+def half_bits(builder, value):
+    """The bits of each value in half precision."""
+    half = builder.fptrunc(value, ir.VectorType(_f16, 16)) if _HARDWARE_HALF else _float_to_half(builder, value)
+    return builder.zext(builder.bitcast(half, ir.VectorType(_i16, 16)), INTS_IR)
+
+
+@instruction(FLOATS, INTS)
+def half_value(builder, bits):
+    """The inverse of `half_bits`."""
+    raw = builder.trunc(bits, ir.VectorType(_i16, 16))
+    if _HARDWARE_HALF:
+        return builder.fpext(builder.bitcast(raw, ir.VectorType(_f16, 16)), _FLOATS_IR)
+    return _half_to_float(builder, raw)
+
+
 # -- making vectors ----------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,8 @@ _STAGES = {
     "weights": "preparing weights",
     "convert": "converting",
     "merge": "merging",
+    "quantize": "quantizing",
+    "calibrate": "reading the text",
     "split": "splitting",
     "join": "joining",
     "hash": "hashing",
@@ -38,7 +40,7 @@ _STAGES = {
     "divergence": "comparing",
     "choices": "answering",
 }
-_BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "split", "join", "hash"})
+_BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "quantize", "split", "join", "hash"})
 _TOKEN_STAGES = frozenset({"perplexity", "divergence"})
 _PATIENCE = 0.4
 """Seconds a stage may take before a bar is drawn."""

@@ -25,6 +25,8 @@ COMMANDS = {
     "split": ("edgellm.cli.split", "Cut a model file into shards."),
     "join": ("edgellm.cli.split", "Put the shards of a model together."),
     "convert": ("edgellm.cli.convert", "Convert a model or adapter from Hugging Face into a GGUF file."),
+    "quantize": ("edgellm.cli.quantize", "Quantize a model file."),
+    "imatrix": ("edgellm.cli.imatrix", "Find which weights matter most, from a text, for quantize."),
     "merge": ("edgellm.cli.merge", "Merge LoRA adapters into a model file."),
     "rm": ("edgellm.cli.models", "Delete a downloaded model."),
     "doctor": ("edgellm.cli.doctor", "Tell what this machine offers and what is missing."),
