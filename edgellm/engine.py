@@ -197,14 +197,14 @@ class Engine:
                 chunks let others have their turn, and cancelling take effect, sooner.
         """
         self.context_length = context_length
-        self._executor = executor
+        self.executor = executor
         self._tokenizer = tokenizer
         self._vocabulary_size = executor.graph.vocabulary_size
         # Some models compute more logits than there are tokens, to round the number up.
         self._tokens = min(self._vocabulary_size, tokenizer.vocabulary_size)
         blocks = blocks_for(context_length) if blocks is None else blocks
         executor.reserve(blocks)
-        self._cache = PagedCache(blocks, executor.copy_block)
+        self.cache = PagedCache(blocks, executor.copy_block)
         self._chunk_rows = max(1, min(chunk_rows or executor.max_rows, executor.max_rows))
         # Two locks make the turns fair: who wants the next turn waits at the gate, and whoever just had one queues up
         # behind. A single lock would let a thread that comes back at once starve all others.
@@ -287,21 +287,21 @@ class Engine:
         try:
             for begin in range(0, len(ids), rows):
                 part = result[begin : begin + rows]
-                with self._turn():
+                with self.turn():
                     self._compute(sequence, len(part), len(part), part)
         finally:
-            self._retired.append(sequence)
+            self.retire(sequence)
         return result
 
     def memory(self) -> dict[str, int]:
         """The executor's bytes, and ``cache_used``: those of the cache that hold something."""
-        with self._turn():
-            return {**self._executor.memory(), "cache_used": self._cache.used * self._executor.block_bytes}
+        with self.turn():
+            return {**self.executor.memory(), "cache_used": self.cache.used * self.executor.block_bytes}
 
     def forget(self) -> None:
         """Drop all remembered prefixes; the next prompt is computed from its first token."""
-        with self._turn():
-            self._cache.forget()
+        with self.turn():
+            self.cache.forget()
 
     def close(self) -> None:
         """Give all memory back once the running step is done; requests under way end with an error."""
@@ -312,7 +312,7 @@ class Engine:
             if not self._closed:
                 self._closed = True
                 self._retired.clear()
-                self._executor.close()
+                self.executor.close()
 
     def _generate(self, prompt: list[int], request: Request, writer: _Writer) -> Iterator[Step]:
         sequence = CacheSequence(prompt, scales=request.scales)
@@ -336,12 +336,12 @@ class Engine:
                 else:
                     assert step.id is not None
                     sequence.tokens.append(step.id)
-                    with self._turn():
+                    with self.turn():
                         self._compute(sequence, 1, 1, logits)
                     step = self._write(sequence, writer, logits)
                 generated_seconds += perf_counter() - resumed
         finally:
-            self._retired.append(sequence)
+            self.retire(sequence)
         timings = Timings(len(prompt), sequence.cached, prompt_end - begin, writer.count, generated_seconds)
         yield replace(step, timings=timings)
 
@@ -351,10 +351,10 @@ class Engine:
         while sequence.computed < total:
             if cancel is not None and cancel.is_set():
                 return False
-            with self._turn():
+            with self.turn():
                 if not sequence.blocks:
                     # The last token is computed in any case: its logits are wanted.
-                    sequence.blocks, sequence.computed = self._cache.open(sequence.tokens, total - 1, sequence.scales)
+                    sequence.blocks, sequence.computed = self.cache.open(sequence.tokens, total - 1, sequence.scales)
                     sequence.cached = sequence.computed
                 rows = min(self._chunk_rows, total - sequence.computed)
                 self._compute(sequence, rows, int(sequence.computed + rows == total), logits)
@@ -367,7 +367,7 @@ class Engine:
         return writer.write(logits[: self._tokens], room=len(sequence.tokens) + 1 < self.context_length)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
         """Have the executor and the cache to oneself for one step."""
         with self._gate:
             self._step_lock.acquire()
@@ -379,20 +379,24 @@ class Engine:
         finally:
             self._step_lock.release()
 
+    def retire(self, sequence: CacheSequence) -> None:
+        """A sequence has ended; what it holds is given back at the next turn."""
+        self._retired.append(sequence)
+
     def _compute(self, sequence: CacheSequence, rows: int, outputs: int, logits: Float32Array) -> None:
         """Compute the next tokens of a sequence within a turn; the last ``outputs`` rows' logits go to ``logits``."""
-        self._cache.extend(sequence.blocks, sequence.computed + rows)
-        result = self._executor.step(sequence.next_rows(rows, outputs))
+        self.cache.extend(sequence.blocks, sequence.computed + rows)
+        result = self.executor.step(sequence.next_rows(rows, outputs))
         if outputs:
             np.copyto(logits, result if logits.ndim == 2 else result[0])
         sequence.computed += rows
         if sequence.remember and sequence.computed == sequence.prompt_tokens:
             full = sequence.computed // BLOCK_TOKENS  # requests that begin alike can share these at once
-            self._cache.remember(sequence.tokens[: full * BLOCK_TOKENS], sequence.blocks[:full], sequence.scales)
+            self.cache.remember(sequence.tokens[: full * BLOCK_TOKENS], sequence.blocks[:full], sequence.scales)
 
     def _settle(self, sequence: CacheSequence) -> None:
         """Give back what an ended sequence holds."""
         if sequence.remember:
-            self._cache.remember(sequence.tokens[: sequence.computed], sequence.blocks, sequence.scales)
-        self._cache.release(sequence.blocks)
+            self.cache.remember(sequence.tokens[: sequence.computed], sequence.blocks, sequence.scales)
+        self.cache.release(sequence.blocks)
         sequence.blocks = []

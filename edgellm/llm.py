@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate
     from edgellm.graph import Graph
     from edgellm.platforms.batch import Executor, Float32Array
+    from edgellm.platforms.scores import RowDivergence, RowScores
+    from edgellm.scoring import ScoredText
 
 Backend = Literal["cpu", "reference"]
 CacheType = Literal["auto", "f16", "q8_0", "f32"]
@@ -309,6 +311,29 @@ class LLM:
             ContextOverflowError, InvalidSettingError, OutOfMemoryError, EdgeLLMError: as for ``generate``.
         """
         return self._engine.logits(ids, self._scales(adapters))
+
+    def score(self, texts: Iterable[ScoredText], *, adapters: Mapping[str, float] | None = None) -> Iterator[RowScores]:
+        """How probable the model finds the tokens of texts, in order; ``adapters`` as for ``generate``.
+
+        Texts are computed together, and no more of them are taken than that needs.
+
+        Raises:
+            ContextOverflowError, InvalidSettingError, OutOfMemoryError, EdgeLLMError: as for ``generate``.
+        """
+        from edgellm.scoring import score_texts
+
+        return score_texts(self._engine, texts, self._scales(adapters))
+
+    def compare(self, base: LLM, texts: Iterable[ScoredText]) -> Iterator[RowDivergence]:
+        """The same as ``score``, of this model and of a base with the same vocabulary, and how far they are apart.
+
+        Raises:
+            InvalidSettingError: the vocabularies have different sizes, or ``base`` is this very object.
+            ContextOverflowError, OutOfMemoryError, EdgeLLMError: as for ``generate``.
+        """
+        from edgellm.scoring import compare_texts
+
+        return compare_texts(self._engine, base._engine, texts)
 
     def memory(self) -> dict[str, int]:
         """Bytes: the executor's (``weights``, ``cache`` as reserved, ``buffers``), ``cache_used``, and of the whole

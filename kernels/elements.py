@@ -125,7 +125,7 @@ def _round_rows(record, thread, threads):
         peak = _largest(source, width)
         if peak < SMALLEST_PEAK:
             peak = SMALLEST_PEAK
-        inverse = 127.0 / peak
+        inverse = np.float32(127.0) * (np.float32(1.0) / peak)  # as the originals: the last bit decides ties
         steps = splat_float(inverse)
         for block in range(first, end):
             place = source + 128 * block

@@ -384,3 +384,18 @@ TEAM = _lines(
     "futex",  # the number of that system call
 )
 TEAM_BYTES = 64 * len(TEAM)
+
+
+# edgellm.kernels.scores
+SCORES = _record(
+    "Scores",
+    "rows",  # address of the number of rows
+    "width",  # of the vocabulary
+    "logits",  # address of float32
+    "logits_stride",  # bytes
+    "targets",  # address of int32: a token for each row
+    "output",  # address of float32: what the variant says for each row
+    "output_stride",  # bytes
+    "base",  # address of the logits to compare with (divergence only)
+    "base_stride",  # bytes
+)

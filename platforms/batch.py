@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.graph import Graph
+
+if TYPE_CHECKING:
+    from edgellm.platforms.scores import RowDivergence, RowScores
 
 BLOCK_TOKENS = 32
 """Tokens per block of the paged cache; a multiple of 16, the number of lanes of a kernel."""
@@ -42,6 +45,7 @@ class Executor(Protocol):
 
     graph: Graph
     max_rows: int
+    max_outputs: int
     block_bytes: int
 
     def reserve(self, blocks: int) -> None:
@@ -49,6 +53,19 @@ class Executor(Protocol):
 
     def step(self, batch: Batch) -> Float32Array:
         """Run all operations; returns logits (outputs, vocabulary), valid until the next step."""
+
+    def begin(self, batch: Batch) -> None:
+        """Run all operations but those on the rows of ``batch.outputs``, which the following three do for some of them
+        at a time, at most ``max_outputs``. Until the next step they may be called again and again."""
+
+    def logits_of(self, rows: Int32Array) -> Float32Array:
+        """Logits (rows, vocabulary) of some output rows, by their numbers in the batch; valid until the next call."""
+
+    def score(self, rows: Int32Array, targets: Int32Array) -> RowScores:
+        """How probable a target is after each of the rows."""
+
+    def compare(self, rows: Int32Array, targets: Int32Array, base: Float32Array) -> RowDivergence:
+        """The same, and the divergence from what another model computed for these rows."""
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy one cache block, all layers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from edgellm.kernels.target import current_target
 from edgellm.locks import ForkAwareLock
 from edgellm.memory import release_code
 from edgellm.platforms.amx import amx_mode
-from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
+from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
 from edgellm.platforms.cpu_amx import AMXTiles, tile_kernels
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
@@ -26,6 +27,8 @@ from edgellm.platforms.cpu_tiles import Int8Tiles, int8_tile_kernels
 from edgellm.platforms.cpu_weights import WeightLoader
 from edgellm.platforms.features import physical_cores
 from edgellm.platforms.idle_cores import IdleCores
+from edgellm.platforms.scores import KERNELS as SCORE_KERNELS
+from edgellm.platforms.scores import CompiledScores, RowDivergence, RowScores
 from edgellm.platforms.team_size import TeamSize
 from edgellm.platforms.threads import KERNELS as TEAM_KERNELS
 from edgellm.platforms.threads import ThreadTeam
@@ -57,6 +60,7 @@ class CPUExecutor:
     """
 
     max_rows = MAX_ROWS
+    max_outputs = MAX_OUTPUTS
 
     def __init__(
         self,
@@ -92,7 +96,7 @@ class CPUExecutor:
         self._tiles.append(Int8Tiles())
         self._many_rows = max(tiles.fewest_rows for tiles in self._tiles)
         names |= int8_tile_kernels(names) | (tile_kernels(loader.matrices, mode) if mode else set())
-        library = KernelLibrary(current_target(), kernels_folder(), self._progress)
+        library = self._library = KernelLibrary(current_target(), kernels_folder(), self._progress)
         self._addresses = library.load(sorted(names))
         release_code("llvmlite")  # tens of megabytes, for linking alone
         self._size = TeamSize(self.threads, self._adapt, IdleCores())
@@ -186,12 +190,54 @@ class CPUExecutor:
             self._check_open()
             self._take(batch)
             begin, waited = time.perf_counter(), self._team.waited
-            body = self._tiled_body if len(batch.tokens) >= self._many_rows else self._body
-            self._team.run(body, self._size.threads)
+            self._run_body(batch)
             logits = self._run_head(batch.outputs)
             now = time.perf_counter()
             self._size.note(len(batch.tokens), now - begin, self._team.waited - waited, now)
             return logits
+
+    def begin(self, batch: Batch) -> None:
+        """Run all operations but those on the rows of ``batch.outputs``."""
+        with self._lock:
+            self._check_open()
+            self._take(batch)
+            begin, waited = time.perf_counter(), self._team.waited
+            self._run_body(batch)
+            now = time.perf_counter()
+            self._size.note(len(batch.tokens), now - begin, self._team.waited - waited, now)
+
+    def logits_of(self, rows: Int32Array) -> Float32Array:
+        """Logits (rows, vocabulary) of some rows of the step that was begun last; valid until the next call."""
+        with self._lock:
+            return self._logits_of(rows)
+
+    def score(self, rows: Int32Array, targets: Int32Array) -> RowScores:
+        """How probable a target is after each of the rows."""
+        with self._lock:
+            return self._scorer.score(self._logits_of(rows), targets)
+
+    def compare(self, rows: Int32Array, targets: Int32Array, base: Float32Array) -> RowDivergence:
+        """The same, and the divergence from what another model computed for these rows."""
+        with self._lock:
+            return self._scorer.compare(self._logits_of(rows), targets, base)
+
+    def _logits_of(self, rows: Int32Array) -> Float32Array:
+        self._check_open()
+        if not 1 <= len(rows) <= MAX_OUTPUTS:
+            raise InvalidSettingError(f"the logits of {len(rows)} rows were asked for", f"ask for 1 to {MAX_OUTPUTS}")
+        if rows.min() < 0 or rows.max() >= self._inputs.rows[0]:
+            raise InvalidSettingError("an output names a row that is not in the step")
+        return self._run_outputs(rows)
+
+    @cached_property
+    def _scorer(self) -> CompiledScores:
+        """Its kernels are loaded when they are first needed: chats never do."""
+        addresses = self._library.load(SCORE_KERNELS)
+        return CompiledScores(MAX_OUTPUTS, addresses, lambda plan: self._team.run(plan, self._size.threads))
+
+    def _run_body(self, batch: Batch) -> None:
+        body = self._tiled_body if len(batch.tokens) >= self._many_rows else self._body
+        self._team.run(body, self._size.threads)
 
     def _run_head(self, outputs: NDArray[np.int32]) -> Float32Array:
         count = len(outputs)

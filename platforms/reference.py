@@ -33,7 +33,7 @@ from edgellm.graph import (
     WeightedSum,
     inputs_of,
 )
-from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
+from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
 from edgellm.platforms.reference_operations import (
     activate,
     attend,
@@ -46,6 +46,7 @@ from edgellm.platforms.reference_operations import (
     soft_cap,
     weighted_sum,
 )
+from edgellm.platforms.scores import RowDivergence, RowScores, compare_rows, score_rows
 from edgellm.weights import WeightStore
 
 Array = NDArray[np.floating[Any]]
@@ -62,6 +63,7 @@ class ReferenceExecutor:
     """
 
     max_rows = 512
+    max_outputs = 64
 
     def __init__(self, graph: Graph, weights: WeightStore, dtype: Literal["float32", "float64"] = "float32") -> None:
         self.graph = graph
@@ -71,6 +73,7 @@ class ReferenceExecutor:
         self._keys: list[Array] = []
         self._values: list[Array] = []
         self._blocks = 0
+        self._begun: dict[int, Float32Array] = {}  # logits by the number of their row
         self._closed = False
         self._last_uses = _last_uses(graph)
         tables = [op for op in graph.operations if isinstance(op, Embedding) and not op.positions]
@@ -96,6 +99,25 @@ class ReferenceExecutor:
         """Logits (outputs, vocabulary) of the rows asked for; their keys and values are in the cache afterwards."""
         values = self._run(batch, keep=False)
         return values[self.graph.logits.name].astype(np.float32, copy=False)
+
+    def begin(self, batch: Batch) -> None:
+        """Run all operations."""
+        logits = self.step(batch)
+        self._begun = dict(zip(batch.outputs.tolist(), logits, strict=True))
+
+    def logits_of(self, rows: Int32Array) -> Float32Array:
+        """Logits (rows, vocabulary) of some output rows of the step that was begun last."""
+        if not len(rows) or not all(row in self._begun for row in rows.tolist()):
+            raise InvalidSettingError("rows were asked for that are no outputs of the step")
+        return np.stack([self._begun[row] for row in rows.tolist()])
+
+    def score(self, rows: Int32Array, targets: Int32Array) -> RowScores:
+        """How probable a target is after each of the rows."""
+        return score_rows(self.logits_of(rows), targets)
+
+    def compare(self, rows: Int32Array, targets: Int32Array, base: Float32Array) -> RowDivergence:
+        """The same, and the divergence from what another model computed for these rows."""
+        return compare_rows(self.logits_of(rows), targets, base)
 
     def trace(self, batch: Batch) -> Values:
         """Like ``step``, but returns every value of the graph by name, to compare another executor with."""
@@ -180,6 +202,7 @@ class ReferenceExecutor:
             case Linear(x=x, weight=weight, bias=bias_name, rows=chosen):
                 part = slice(None) if chosen is None else slice(*chosen)
                 product: Array = values[x.name] @ self._weight(weight).reshape(-1, x.width)[part].T
+                product = product.astype(self._dtype, copy=False)  # of rounded rows it is float64
                 return product if bias_name is None else product + self._weight(bias_name)[part]
             case Rope(x=x):
                 return rotate(values[x.name], batch.positions, operation)

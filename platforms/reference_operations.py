@@ -23,7 +23,7 @@ def norm(x: Array, weight: Array | None, bias: Array | None, operation: Norm) ->
     if operation.kind == "layer":
         parts = parts - parts.mean(axis=-1, keepdims=True)
     mean_square = np.square(parts).mean(axis=-1, keepdims=True)
-    parts = parts / np.sqrt(mean_square + x.dtype.type(operation.epsilon))
+    parts = parts * (1 / np.sqrt(mean_square + x.dtype.type(operation.epsilon)))
     if weight is not None:
         parts = parts * weight
     if bias is not None:
@@ -190,8 +190,13 @@ def join(a: Array, b: Array, heads: int, shared: bool) -> Array:
     return np.concatenate([a.reshape(rows, heads, -1), second], axis=2).reshape(rows, -1)
 
 
-def round_rows(x: Array) -> Array:
-    """Each row in whole steps of its largest number / 127."""
-    steps = 127 / np.maximum(np.abs(x).max(axis=1, keepdims=True), x.dtype.type(1e-5))
-    rounded: Array = np.rint(x * steps) / steps
+def round_rows(x: Array) -> NDArray[np.float64]:
+    """Each row in whole steps of its largest number / 127, in float64: a product with them is exact to the step.
+
+    The steps are in the precision of ``x`` and computed as the originals do it, 127 times a reciprocal: where weights
+    have 8 significant bits, as in BF16, ties between two steps are common, and the last bit decides them.
+    """
+    peaks = np.maximum(np.abs(x).max(axis=1, keepdims=True), x.dtype.type(1e-5))
+    steps = 127 * (1 / peaks)
+    rounded: NDArray[np.float64] = np.rint(x * steps).astype(np.float64) / steps
     return rounded

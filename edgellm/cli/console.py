@@ -36,8 +36,12 @@ _STAGES = {
     "split": "splitting",
     "join": "joining",
     "hash": "hashing",
+    "perplexity": "measuring perplexity",
+    "divergence": "comparing",
+    "choices": "answering",
 }
 _BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "quantize", "split", "join", "hash"})
+_TOKEN_STAGES = frozenset({"perplexity", "divergence"})
 _PATIENCE = 0.4
 """Seconds a stage may take before a bar is drawn."""
 _LINE_PATIENCE = 2.0
@@ -155,9 +159,11 @@ class ProgressDisplay:
         return _STAGES.get(self._stage, self._stage)
 
     def _amount(self, done: int, total: int) -> str:
+        rate = (done - self._began_with) / max(1e-9, time.monotonic() - self._began)
         if self._stage in _BYTE_STAGES:
-            rate = (done - self._began_with) / max(1e-9, time.monotonic() - self._began)
             return f"{format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s"
+        if self._stage in _TOKEN_STAGES:
+            return f"{number(done)} of {number(total)} tokens, {rate:.0f} tok/s"
         return f"{number(done)} of {number(total)}"
 
     def _draw(self, done: int, total: int) -> None:

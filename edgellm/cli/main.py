@@ -31,6 +31,9 @@ COMMANDS = {
     "rm": ("edgellm.cli.models", "Delete a downloaded model."),
     "doctor": ("edgellm.cli.doctor", "Tell what this machine offers and what is missing."),
     "bench": ("edgellm.cli.bench", "Measure how fast a model runs on this machine."),
+    "perplexity": ("edgellm.cli.perplexity", "Measure how well a model predicts a text."),
+    "kl": ("edgellm.cli.perplexity", "Measure how far a model is from the one it was made from."),
+    "choices": ("edgellm.cli.choices", "Measure how often a model prefers the right ending of texts."),
     "warmup": ("edgellm.cli.warmup", "Compile the kernels for a model beforehand."),
 }
 

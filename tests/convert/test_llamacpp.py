@@ -17,6 +17,7 @@ import pytest
 
 Peer = subprocess.Popen[str]
 
+COUNT = 16  # tokens that a text is continued by
 PROGRAM = """
 import json, sys
 import numpy as np
@@ -24,7 +25,8 @@ import llama_cpp
 
 for line in sys.stdin:
     path, prompts, count = json.loads(line)
-    model = llama_cpp.Llama(path, n_ctx=128, n_batch=128, n_threads=2, logits_all=True, verbose=False)
+    exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "flash_attn": False}
+    model = llama_cpp.Llama(path, n_ctx=128, n_batch=128, n_threads=2, logits_all=True, verbose=False, **exact)
     answers = []
     for prompt in prompts:
         ids = list(prompt)
@@ -80,16 +82,16 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_and_greedy_tokens(name: str, peer: Peer, shared: Path, converted_path: Callable[..., Path]) -> None:
-    """Logits as the original's, as near as its half-precision cache allows, and the best tokens of its own."""
+    """Logits as the original's, as near as llama.cpp's tables of GELU in half precision allow, and our own tokens."""
     reference = np.load(shared / "fixtures" / name / "reference.npz")
     prompts = [reference[f"ids_{part}"].tolist() for part in ("a", "b", "long")]
     path = converted_path(name)
-    answers = _ask(peer, path, prompts, 16)
+    answers = _ask(peer, path, prompts, COUNT)
     for part, answer in zip(("a", "b", "long"), answers, strict=True):
         expected = reference[f"logits_{part}"]
         logits = np.array(answer["logits"])
-        assert np.abs(logits - expected).max() < 2e-3 * np.abs(expected).max()
-    assert [answer["ids"] for answer in answers] == _own_greedy(path, prompts, [answer["ids"] for answer in answers])
+        assert np.abs(logits - expected).max() < 5e-4 * np.abs(expected).max()
+    assert [answer["ids"] for answer in answers] == [ids for ids, _ in _own_greedy(path, prompts)]
 
 
 def test_deepseek_v2_with_as_many_layers_as_the_small_model(peer: Peer, shared: Path, tmp_path: Path) -> None:
@@ -110,12 +112,14 @@ def test_deepseek_v2_with_as_many_layers_as_the_small_model(peer: Peer, shared: 
     write_json(tmp_path / "config.json", config)
     path = convert(tmp_path, tmp_path / "out.gguf").path
     prompts = [np.load(source / "reference.npz")["ids_b"].tolist()]
-    found = [answer["ids"] for answer in _ask(peer, path, prompts, 16)]
-    assert found == _own_greedy(path, prompts, found)
+    found = [answer["ids"] for answer in _ask(peer, path, prompts, COUNT)]
+    assert found == [ids for ids, _ in _own_greedy(path, prompts)]
 
 
 def test_bitnet(peer: Peer, shared: Path, tmp_path: Path) -> None:
-    """llama.cpp knows BitNet's first architecture, with SiLU."""
+    """llama.cpp knows BitNet's first architecture, with SiLU, and rounds activations by blocks, not by rows as the
+    original does: its logits are off by up to 5e-3 of the largest. So the texts are those whose tokens are not nearly
+    tied with others."""
     from checkpoints import read_safetensors, safetensors_bytes, write_json
 
     from edgellm.convert import ConvertSettings, convert
@@ -125,30 +129,29 @@ def test_bitnet(peer: Peer, shared: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     config = {**json.loads((source / "config.json").read_text()), "hidden_act": "silu"}
     write_json(tmp_path / "config.json", config)
-    prompts = [np.load(source / "reference.npz")["ids_b"].tolist()]
+    with np.load(source / "reference.npz") as arrays:
+        text = arrays["ids_a"].tolist()
+    prompts = [text[start : start + 13] for start in range(0, 180, 12)]
     for kind in ("tq1_0", "tq2_0"):
         path = convert(tmp_path, tmp_path / f"{kind}.gguf", ConvertSettings(type=kind)).path
-        found = [answer["ids"] for answer in _ask(peer, path, prompts, 16)]
-        assert found == _own_greedy(path, prompts, found)
+        clear = {number: ids for number, (ids, margin) in enumerate(_own_greedy(path, prompts)) if margin > 2e-3}
+        assert len(clear) >= 8
+        found = _ask(peer, path, [prompts[number] for number in clear], COUNT)
+        assert [answer["ids"] for answer in found] == list(clear.values())
 
 
-def _own_greedy(path: Path, prompts: list[list[int]], found: list[list[int]]) -> list[list[int]]:
-    """The best tokens of our reference executor after the prompt and what was found up to there.
-
-    Where it holds two tokens for equally good up to rounding, the one that was found counts.
-    """
+def _own_greedy(path: Path, prompts: list[list[int]]) -> list[tuple[list[int], float]]:
+    """The continuations of our reference executor, and by how much of the largest logit, at least, a token led."""
     from edgellm import LLM
 
-    own: list[list[int]] = []
+    own = []
     with LLM.load(str(path), backend="reference", context=128) as llm:
-        for prompt, ids in zip(prompts, found, strict=True):
-            logits = llm.logits([*prompt, *ids])[len(prompt) - 1 : -1]
-            near = 2e-3 * np.abs(logits).max()
-            best = logits.argmax(axis=1)
-            own.append(
-                [
-                    token if row.max() - row[token] < near else int(top)
-                    for row, top, token in zip(logits, best, ids, strict=True)
-                ]
-            )
+        for prompt in prompts:
+            ids, margin = list(prompt), np.inf
+            while len(ids) < len(prompt) + COUNT:
+                logits = llm.logits(ids)[-1]
+                second, best = np.sort(logits)[-2:]
+                margin = min(margin, (best - second) / np.abs(logits).max())
+                ids.append(int(logits.argmax()))
+            own.append((ids[len(prompt) :], float(margin)))
     return own

@@ -248,7 +248,7 @@ def test_context_is_reported(tiny_model: TinyModels, monkeypatch: pytest.MonkeyP
         assert llm.generate([1, 2], sampling=Sampling(ignore_eos=True)).finish_reason == "length"
         with pytest.raises(ContextOverflowError, match="101 tokens, the context holds 100"):
             llm.generate([1] * 101)
-    block = llm._engine._executor.block_bytes
+    block = llm._engine.executor.block_bytes
     monkeypatch.setattr("edgellm.llm.available_bytes", lambda: 20 * block)
     with LLM.load(tiny_model("llama", context_length=4096), backend="reference") as llm:
         assert (llm.context_length, llm.context_limited_by) == (18 * 32, "memory")
