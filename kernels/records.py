@@ -312,6 +312,21 @@ ROWS = _record(
 )
 
 
+# edgellm.kernels.unfold
+UNFOLD = _record(
+    "Unfold",
+    "rows",  # address of the number of rows to write
+    "input_rows",  # address of the number of rows there are
+    "width",  # values in a row of the input
+    "size",  # neighbours side by side
+    "stride",  # rows from one to the next
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "output",  # address of float32
+    "output_stride",  # bytes
+)
+
+
 def _lines(name: str, *fields: str) -> Any:
     """Fields a cache line apart, so that threads do not disturb each other."""
     make: Any = namedtuple
