@@ -69,8 +69,21 @@ class SpeechExecutor(Executor, Protocol):
     def reserve_sources(self, count: int) -> None:
         """Make room for the keys and values of so many sources."""
 
+    def spectrogram(self, samples: Float32Array) -> Float32Array:
+        """Log-mel frames (2 * source_length, mel_bins) of sound at 16 kHz; valid until the next call."""
+
     def encode(self, frames: Float32Array, source: int) -> None:
         """Read log-mel frames (2 * source_length, mel_bins) and keep what the decoder needs as number ``source``."""
 
     def encoded(self) -> Float32Array:
         """The encoder's output (source_length, width) for the frames read last; a copy."""
+
+    def prepare_choosing(self, timestamps: int, bias: Float32Array) -> None:
+        """Set what `choose` goes by: the number of the first timestamp, and the rows of biases (kinds, vocabulary)."""
+
+    def choose(self, batch: Batch, rules: Int32Array, count: int) -> tuple[Int32Array, Float32Array]:
+        """Like ``step``, but gives the ``count`` likeliest tokens of each output that its rules allow, and their
+        log-probabilities; see `edgellm.platforms.choosing`."""
+
+    def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...]) -> Float32Array:
+        """Like ``step``, but gives (heads, rows, source_length): how rows attend to their sources."""

@@ -10,12 +10,15 @@ import numpy as np
 from edgellm.errors import InvalidSettingError
 from edgellm.graph import Embedding, Graph, Input
 from edgellm.kernels.packing import PackedMatrix
-from edgellm.kernels.records import ATTENTION, CACHE
-from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
+from edgellm.kernels.records import ATTENTION, CACHE, CHOOSE
+from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
+from edgellm.platforms.choosing import BIAS, END, FIRST_TEXT, MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu import CPUExecutor, Progress, _plan_array
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import kernel_names
 from edgellm.platforms.cpu_speech_plan import DecoderPlanner, EncoderPlanner, source_blocks
+from edgellm.platforms.mel import KERNELS as MEL_KERNELS
+from edgellm.platforms.mel import MelPlan
 from edgellm.weights import WeightStore
 
 
@@ -59,7 +62,7 @@ class CPUSpeechExecutor(CPUExecutor):
 
     def _kernel_names(self, formats: dict[str, str], cache_type: str) -> set[str]:
         names = kernel_names(self.encoder_graph, formats, cache_type) | kernel_names(self.graph, formats, cache_type)
-        return names | {"unfold.rows", f"cache.{cache_type}", f"attention.{cache_type}"}
+        return names | MEL_KERNELS | {"unfold.rows", "choose.tokens", f"cache.{cache_type}", f"attention.{cache_type}"}
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
         super()._plan(matrices, cache_type)
@@ -74,6 +77,7 @@ class CPUSpeechExecutor(CPUExecutor):
         self._encoder_planner = planner
         self._frames = self._view(planner.frames.data, planner.frames.stride, 2 * self.graph.source_length)
         self._encoded = self._view(planner.logits.data, planner.logits.stride, self.graph.source_length)
+        self._mel = MelPlan(self._bins, 2 * self.graph.source_length, self._team, self._addresses)
         self._encoder_cache.reserve(self._source_blocks)
         self._encoder_table = np.arange(self._source_blocks, dtype=np.int32)
         for _layer, store, attend in planner.attention_records:
@@ -106,6 +110,16 @@ class CPUSpeechExecutor(CPUExecutor):
                 record[ATTENTION.tables // 8] = self._source_tables.ctypes.data
             self.sources = count
 
+    def spectrogram(self, samples: Float32Array) -> Float32Array:
+        """Log-mel frames (2 * source_length, mel_bins) of sound at 16 kHz, with silence after it; valid until the next.
+
+        Raises:
+            InvalidSettingError: there are more samples than frames.
+        """
+        with self._lock:
+            self._check_open()
+            return self._mel.run(samples, self._size.threads)[:, : self._bins]
+
     def encode(self, frames: Float32Array, source: int) -> None:
         """Run the encoder.
 
@@ -132,6 +146,55 @@ class CPUSpeechExecutor(CPUExecutor):
     def encoded(self) -> Float32Array:
         """The encoder's output (source_length, width) for the frames read last; a copy."""
         return self._encoded[:, : self.encoder_graph.embedding_width].copy()
+
+    # -- tokens -------------------------------------------------------------------------------------------------
+
+    def prepare_choosing(self, timestamps: int, bias: Float32Array) -> None:
+        """Set what `choose` goes by: the number of the first timestamp, and the rows of biases (kinds, vocabulary)."""
+        with self._lock:
+            self._check_open()
+            step = self._planner.choosing(timestamps, bias)
+            self._kinds = len(bias)
+            self._choosing = np.concatenate([self._head, _plan_array([step], self._addresses)])
+
+    def choose(self, batch: Batch, rules: Int32Array, count: int) -> tuple[Int32Array, Float32Array]:
+        """Run the decoder and choose the likeliest tokens for each output.
+
+        Args:
+            batch: the step.
+            rules: (outputs, RULES), see `edgellm.platforms.choosing`.
+            count: candidates for each output, at most MOST_CANDIDATES.
+
+        Returns:
+            Tokens and their log-probabilities, (outputs, count) each, the best first; -1 where none was allowed.
+        """
+        with self._lock:
+            self._check_open()
+            self._check_rules(rules, len(batch.outputs), count)
+            self._take(batch)
+            self._team.run(self._body, self._size.threads)
+            tokens = np.empty((len(rules), count), np.int32)
+            scores = np.empty((len(rules), count), np.float32)
+            planner = self._planner
+            planner.choose_record[CHOOSE.count // 8] = count
+            for first in range(0, len(rules), planner.max_outputs):
+                part = batch.outputs[first : first + planner.max_outputs]
+                end = first + len(part)
+                planner.rules[: len(part)] = rules[first:end]
+                self._inputs.chosen[: len(part)], self._inputs.outputs[0] = part, len(part)
+                self._team.run(self._choosing, self._size.threads)
+                tokens[first:end] = planner.tokens[: len(part), :count]
+                scores[first:end] = planner.scores[: len(part), :count]
+            return tokens, scores
+
+    def _check_rules(self, rules: Int32Array, outputs: int, count: int) -> None:
+        if rules.shape != (outputs, RULES) or not 1 <= count <= MOST_CANDIDATES:
+            raise InvalidSettingError(f"rules of the shape {rules.shape} for {outputs} outputs, {count} candidates")
+        limits = rules[:, FIRST_TEXT : END + 1]
+        if rules[:, BIAS].min(initial=0) < 0 or rules[:, BIAS].max(initial=0) >= self._kinds:
+            raise InvalidSettingError("a rule names a bias that there is not")
+        if limits.min(initial=0) < 0 or limits.max(initial=0) > self.graph.vocabulary_size:
+            raise InvalidSettingError("a rule names a token that there is not")
 
     def _take(self, batch: Batch) -> None:
         if len(batch.sources) != len(batch.tokens):

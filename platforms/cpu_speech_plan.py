@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from edgellm.graph import Attention, CrossAttention, Embedding, Graph, Input, Operation, StoreSource, Unfold
 from edgellm.kernels import records
 from edgellm.kernels.packing import PackedMatrix, aligned_zeros
-from edgellm.platforms.batch import BLOCK_TOKENS
+from edgellm.platforms.batch import BLOCK_TOKENS, Float32Array
+from edgellm.platforms.choosing import MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
-from edgellm.platforms.cpu_parts import OUTPUTS, ROWS, Buffer, Int64Array, make_record, padded
+from edgellm.platforms.cpu_parts import OUTPUTS, ROWS, Buffer, Int64Array, Step, make_record, padded
 from edgellm.platforms.cpu_plan import Planner
 
 FRAMES = OUTPUTS
@@ -139,6 +140,7 @@ class DecoderPlanner(Planner):
     Attributes:
         sources: the source of each row of a step.
         cross_records: layer and record of each attention to a source.
+        rules, tokens, scores: what the choosing step is told and what it finds.
     """
 
     max_outputs = 64
@@ -149,6 +151,27 @@ class DecoderPlanner(Planner):
         self._last_rows = np.full(self.max_rows, self._graph.source_length - 1, np.int32)
         self._table_stride = np.array([4 * source_blocks(self._graph.source_length)], np.int64)
         self.cross_records: list[tuple[int, Int64Array]] = []
+        self.rules = np.zeros((self.max_outputs, RULES), np.int32)
+        self.tokens = np.zeros((self.max_outputs, MOST_CANDIDATES), np.int32)
+        self.scores = np.zeros((self.max_outputs, MOST_CANDIDATES), np.float32)
+
+    def choosing(self, timestamps: int, bias: Float32Array) -> Step:
+        """The step after the head that chooses tokens by ``rules``.
+
+        Args:
+            timestamps: number of the first timestamp.
+            bias: (kinds, vocabulary).
+        """
+        wide = np.full((len(bias), padded(bias.shape[1])), -np.inf, np.float32)
+        wide[:, : bias.shape[1]] = bias
+        self._constants.append(wide)
+        self.choose_record = make_record(
+            records.CHOOSE, rows=self.inputs.count_address(OUTPUTS), logits=self.logits.address,
+            logits_stride=self.logits.stride, bias=wide.ctypes.data, bias_stride=wide.strides[0],
+            rules=self.rules.ctypes.data, timestamps=timestamps, count=1, tokens=self.tokens.ctypes.data,
+            scores=self.scores.ctypes.data,
+        )  # fmt: skip
+        return Step("choose.tokens", self.choose_record, [self.logits], [], barrier=True)
 
     def _plan_one(self, number: int, operation: Operation) -> int:
         if not isinstance(operation, CrossAttention):

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from edgellm.errors import InvalidSettingError
 from edgellm.graph import CrossAttention, Graph, Input, Operation, StoreSource, Unfold
-from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
+from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
+from edgellm.platforms.choosing import allowed_log_probabilities, best
+from edgellm.platforms.mel import log_mel_reference
 from edgellm.platforms.reference import ReferenceExecutor, Values
 from edgellm.weights import WeightStore
 
@@ -116,6 +118,19 @@ class ReferenceSpeechExecutor:
             if (0, source) not in self._encoder.stored:
                 raise InvalidSettingError(f"source {source} has not been encoded")
         return self._decoder.step(batch)
+
+    def spectrogram(self, samples: Float32Array) -> Float32Array:
+        """Log-mel frames (2 * source_length, mel_bins) of sound at 16 kHz, with silence after it."""
+        bins = next(op.out.width for op in self.encoder_graph.operations if isinstance(op, Input))
+        return log_mel_reference(samples, bins, 2 * self.encoder_graph.source_length).astype(np.float32)
+
+    def prepare_choosing(self, timestamps: int, bias: Float32Array) -> None:
+        """Set what `choose` goes by: the number of the first timestamp, and the rows of biases (kinds, vocabulary)."""
+        self._timestamps, self._bias = timestamps, bias
+
+    def choose(self, batch: Batch, rules: Int32Array, count: int) -> tuple[Int32Array, Float32Array]:
+        """Run the decoder and choose the ``count`` likeliest tokens for each output: tokens, log-probabilities."""
+        return best(allowed_log_probabilities(self.step(batch), self._bias, rules, self._timestamps), count)
 
     def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...]) -> Float32Array:
         """(heads, rows, source_length): how the rows of a step attend to their sources."""
