@@ -6,15 +6,12 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgellm.errors import CorruptFileError, EdgeLLMError, InvalidSettingError
-
-if TYPE_CHECKING:
-    import soundfile
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +103,7 @@ class SoundFileDecoder:
         soundfile = import_soundfile()
         self._error: type[Exception] = soundfile.LibsndfileError
         try:
-            self._file: soundfile.SoundFile = soundfile.SoundFile(path)
+            self._file: Any = soundfile.SoundFile(path)
         except soundfile.LibsndfileError as error:
             raise UnknownFormatError(_reason(error)) from error
         except TypeError as error:  # headerless formats, told by the file's ending

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,11 @@ Task = Literal["transcribe", "translate"]
 
 _TIME_DIGITS = 3
 _FIGURE_DIGITS = 6
+
+
+def _figure(value: float) -> float | None:
+    """A figure for JSON, which has no infinity."""
+    return round(float(value), _FIGURE_DIGITS) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Word:
             "word": self.text,
             "start": round(self.start, _TIME_DIGITS),
             "end": round(self.end, _TIME_DIGITS),
-            "probability": round(self.probability, _FIGURE_DIGITS),
+            "probability": _figure(self.probability),
             **({"speaker": self.speaker} if self.speaker is not None else {}),
         }
 
@@ -83,10 +89,10 @@ class Segment:
             "end": round(self.end, _TIME_DIGITS),
             "text": self.text,
             "tokens": list(self.tokens),
-            "temperature": round(self.temperature, _FIGURE_DIGITS),
-            "avg_logprob": round(self.average_log_probability, _FIGURE_DIGITS),
-            "compression_ratio": round(self.compression_ratio, _FIGURE_DIGITS),
-            "no_speech_prob": round(self.no_speech_probability, _FIGURE_DIGITS),
+            "temperature": _figure(self.temperature),
+            "avg_logprob": _figure(self.average_log_probability),
+            "compression_ratio": _figure(self.compression_ratio),
+            "no_speech_prob": _figure(self.no_speech_probability),
             **({"words": [word.to_dict() for word in self.words]} if self.words else {}),
             **({"speaker": self.speaker} if self.speaker is not None else {}),
         }
@@ -147,22 +153,25 @@ class Transcript:
     @property
     def speakers(self) -> tuple[str, ...]:
         """Everyone named, in order of first speaking."""
-        named = (item.speaker for segment in self.segments for item in (segment, *segment.words))
+        named = (
+            speaker for segment in self.segments for speaker in (segment.speaker, *(w.speaker for w in segment.words))
+        )
         return tuple(dict.fromkeys(speaker for speaker in named if speaker is not None))
 
     def to_dict(self) -> dict[str, Any]:
-        """OpenAI's verbose JSON, complete: words within their segments, as its Whisper writes them.
-
-        ``language`` is the code.
+        """OpenAI's verbose JSON, complete: words within their segments, as its Whisper writes them, and by themselves,
+        as its API does. ``language`` is the code.
         """
+        words = [{key: word.to_dict()[key] for key in ("word", "start", "end")} for word in self.words]
         return {
             "task": self.task,
             "language": self.language,
-            "language_probability": round(self.language_probability, _FIGURE_DIGITS),
+            "language_probability": _figure(self.language_probability),
             "duration": round(self.duration, _TIME_DIGITS),
             "model": self.model,
             "text": self.text,
             "segments": [segment.to_dict() for segment in self.segments],
+            **({"words": words} if words else {}),
         }
 
     def write(self, path: str | os.PathLike[str], format: str | None = None, shape: LineShape | None = None) -> None:
