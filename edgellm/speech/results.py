@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
+
+from edgellm.errors import EdgeLLMError
 
 if TYPE_CHECKING:
     from edgellm.speech.formats import LineShape
@@ -189,3 +191,35 @@ class Transcript:
         from edgellm.speech.formats import write_transcript
 
         write_transcript(self, path, format, shape)
+
+
+class SegmentStream(Iterator[Segment]):
+    """The segments of a transcript as they are ready; when they are all there, so is ``transcript``.
+
+    Args:
+        segments: yields the segments and returns the whole.
+    """
+
+    def __init__(self, segments: Generator[Segment, None, Transcript]) -> None:
+        self._segments = segments
+        self._transcript: Transcript | None = None
+
+    def __next__(self) -> Segment:
+        try:
+            return next(self._segments)
+        except StopIteration as end:
+            self._transcript = self._transcript or end.value
+            raise
+
+    @property
+    def transcript(self) -> Transcript:
+        """The whole; takes the segments that were not asked for yet."""
+        for _ in self:
+            pass
+        if self._transcript is None:
+            raise EdgeLLMError("the transcription was given up before its end")
+        return self._transcript
+
+    def close(self) -> None:
+        """Give up; what is under way is let go."""
+        self._segments.close()
