@@ -85,5 +85,8 @@ class SpeechExecutor(Executor, Protocol):
         """Like ``step``, but gives the ``count`` likeliest tokens of each output that its rules allow, and their
         log-probabilities; see `edgellm.platforms.choosing`."""
 
+    def last_logits(self, count: int) -> Float32Array:
+        """The logits (count, vocabulary) by which `choose` chose last, of at most 64 outputs."""
+
     def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...]) -> Float32Array:
         """Like ``step``, but gives (heads, rows, source_length): how rows attend to their sources."""

@@ -187,6 +187,10 @@ class CPUSpeechExecutor(CPUExecutor):
                 scores[first:end] = planner.scores[: len(part), :count]
             return tokens, scores
 
+    def last_logits(self, count: int) -> Float32Array:
+        """The logits (count, vocabulary) by which `choose` chose last, of at most ``max_outputs``."""
+        return self._logits[:count]
+
     def _check_rules(self, rules: Int32Array, outputs: int, count: int) -> None:
         if rules.shape != (outputs, RULES) or not 1 <= count <= MOST_CANDIDATES:
             raise InvalidSettingError(f"rules of the shape {rules.shape} for {outputs} outputs, {count} candidates")

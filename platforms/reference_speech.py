@@ -130,7 +130,12 @@ class ReferenceSpeechExecutor:
 
     def choose(self, batch: Batch, rules: Int32Array, count: int) -> tuple[Int32Array, Float32Array]:
         """Run the decoder and choose the ``count`` likeliest tokens for each output: tokens, log-probabilities."""
-        return best(allowed_log_probabilities(self.step(batch), self._bias, rules, self._timestamps), count)
+        self._last = self.step(batch)
+        return best(allowed_log_probabilities(self._last, self._bias, rules, self._timestamps), count)
+
+    def last_logits(self, count: int) -> Float32Array:
+        """The logits (count, vocabulary) by which `choose` chose last."""
+        return self._last[:count]
 
     def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...]) -> Float32Array:
         """(heads, rows, source_length): how the rows of a step attend to their sources."""
