@@ -18,13 +18,20 @@ class Part:
     tokens: tuple[int, ...]
 
 
-def split(tokens: Sequence[int], timestamps: int, seconds: float) -> tuple[list[Part], float]:
+REST_SECONDS = 1.0
+"""What a whole window leaves unheard is read again if it is longer than this."""
+
+
+def split(
+    tokens: Sequence[int], timestamps: int, seconds: float, whole: bool = False
+) -> tuple[list[Part], float]:
     """Cut a window's tokens where two timestamps follow each other.
 
     Args:
         tokens: text and timestamps.
         timestamps: number of the first timestamp, 0 s.
         seconds: length of the window's sound.
+        whole: the sound ends with the window, so that what follows the last pair of timestamps is not cut off.
 
     Returns:
         The segments, and the second from which on the window is still to be transcribed: what follows the last pair of
@@ -46,7 +53,14 @@ def split(tokens: Sequence[int], timestamps: int, seconds: float) -> tuple[list[
         begin, end = ((piece[place] - timestamps) * SECONDS_PER_TIMESTAMP for place in (0, -1))
         parts.append(Part(begin, max(begin, end), tuple(piece)))
         first = cut
-    return parts, seconds if single_end else (tokens[first - 1] - timestamps) * SECONDS_PER_TIMESTAMP
+    if single_end:
+        return parts, seconds
+    reached = (tokens[first - 1] - timestamps) * SECONDS_PER_TIMESTAMP
+    rest = tokens[first:]
+    if whole and len(rest) > 1:
+        begin = max(reached, (rest[0] - timestamps) * SECONDS_PER_TIMESTAMP) if rest[0] >= timestamps else reached
+        return [*parts, Part(min(begin, seconds), seconds, tuple(rest))], seconds
+    return parts, seconds if whole and seconds - reached <= REST_SECONDS else reached
 
 
 def compression_ratio(text: str) -> float:

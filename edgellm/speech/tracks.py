@@ -16,7 +16,12 @@ Samples = npt.NDArray[np.float32]
 
 
 class Track(Protocol):
-    """Sound by the seconds within it, and what these are in the original sound."""
+    """Sound by the seconds within it, and what these are in the original sound.
+
+    ``whole`` tells that no window of it cuts speech off.
+    """
+
+    whole: bool
 
     def read(self, start: float, samples: int) -> Samples:
         """Up to so many samples from a second on, which never goes back; none where the track has ended."""
@@ -33,6 +38,8 @@ class Track(Protocol):
 
 class PackedTrack:
     """A window packed with speech."""
+
+    whole = True
 
     def __init__(self, window: Window) -> None:
         self._samples, times = window.samples, window.time_map
@@ -51,6 +58,8 @@ class StreamTrack:
         blocks: the sound.
         offset: second of the original sound at which it begins.
     """
+
+    whole = False
 
     def __init__(self, blocks: Iterator[Samples], offset: float = 0.0) -> None:
         self._blocks, self._offset = blocks, offset

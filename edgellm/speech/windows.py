@@ -10,8 +10,9 @@ from edgellm.audio import SAMPLE_RATE
 from edgellm.speech.decoding import Decoded, Request
 from edgellm.speech.model import WhisperModel
 from edgellm.speech.results import Segment
-from edgellm.speech.segmentation import Part, compression_ratio, split
+from edgellm.speech.segmentation import REST_SECONDS, Part, compression_ratio, split
 from edgellm.speech.settings import TranscriptionSettings
+from edgellm.speech.tokens import SECONDS_PER_TIMESTAMP
 from edgellm.speech.tracks import Track
 
 _SHORTEST = 0.2
@@ -132,7 +133,10 @@ class WindowDecoder:
         if self._prefix and self._first:
             stamp = [] if self._settings.without_timestamps else [self._tokens.timestamps]
             prompt += [*stamp, *self._prefix]
-        return Request(heard.window, tuple(prompt), start)
+        goes_on = 0
+        if heard.running.track.whole:
+            goes_on = self._tokens.timestamps + int((heard.seconds - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
+        return Request(heard.window, tuple(prompt), start, goes_on)
 
     def _decode(self, requests: Sequence[Request]) -> list[Decoded]:
         """Decode at the first temperature; what fails, at the next ones."""
@@ -175,7 +179,7 @@ class WindowDecoder:
         if self._is_silence(result):
             running.seek += heard.seconds
             return
-        parts, advance = split(result.tokens, self._tokens.timestamps, heard.seconds)
+        parts, advance = split(result.tokens, self._tokens.timestamps, heard.seconds, running.track.whole)
         segments = self._segments(heard, result, parts)
         running.ready += segments
         history = running.history
