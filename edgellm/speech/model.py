@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 SAMPLES_PER_ROW = 320
 """Samples of sound for each row of the encoder."""
 _EXACT = frozenset({"F32", "F64"})
+_FLOATS = _EXACT | {"F16", "BF16"}
 
 
 class WhisperModel:
@@ -174,4 +175,8 @@ def _executor(
     from edgellm.platforms.cpu_speech import CPUSpeechExecutor
 
     exact = weights.info("blk.0.attn_q.weight").type.name in _EXACT
-    return CPUSpeechExecutor(graphs.encoder, graphs.decoder, weights, threads, "f32" if exact else "f16", progress)
+    plain = weights.info("blk.0.attn_q.weight").type.name in _FLOATS
+    return CPUSpeechExecutor(
+        graphs.encoder, graphs.decoder, weights, threads, "f32" if exact else "f16", progress,
+        quantized_sources=not plain,
+    )  # fmt: skip
