@@ -155,9 +155,15 @@ class WhisperModel:
 
 
 def _find(model: str, progress: Progress | None) -> Path:
+    # Imported here: whoever has the model already need not wait for all that fetching takes.
     from edgellm.hub import resolve
 
-    return resolve(model, progress=progress)
+    def convert(folder: Path, output: Path, report: Progress | None) -> None:
+        from edgellm.convert.whisper import convert_for_hub
+
+        convert_for_hub(folder, output, report)
+
+    return resolve(model, progress=progress, convert=convert)
 
 
 def _close(executor: SpeechExecutor, file: GGUFFile) -> None:
