@@ -222,11 +222,11 @@ class CPUSpeechExecutor(CPUExecutor):
 
     def close(self) -> None:
         """End the threads and give all memory back."""
-        with self._lock:
-            if not self._closed:
-                self._source_memory.clear()
-                self._encoder_cache.clear()
-                self._filled.clear()
-                self._frames = self._encoded = np.zeros((0, 0), np.float32)
-                del self._encoder_planner
-            super().close()
+        closing = not self._closed
+        super().close()
+        if closing:
+            self._source_memory.clear()
+            self._encoder_cache.clear()
+            self._filled.clear()
+            self._frames = self._encoded = np.zeros((0, 0), np.float32)
+            del self._encoder_planner

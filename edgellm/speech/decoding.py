@@ -30,11 +30,13 @@ class Request:
         source: under which number its sound was encoded.
         prompt: all tokens before the first that is chosen.
         start: place of the token in the prompt that begins the transcript.
+        goes_on: the timestamp up to which there is speech, if that is known; see `TimestampRules.row`.
     """
 
     source: int
     prompt: tuple[int, ...]
     start: int
+    goes_on: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,9 @@ class Decoder:
             np.array(ids, np.int32), np.array(positions, np.int32), rows,
             tables([hypothesis.blocks for _, hypothesis in live]), rows, sources=np.array(sources, np.int32),
         )  # fmt: skip
-        rules = np.array([self._rules.row(hyp.said, hyp.last_timestamp) for _, hyp in live], np.int32)
+        rules = np.array(
+            [self._rules.row(hyp.said, hyp.last_timestamp, search.request.goes_on) for search, hyp in live], np.int32
+        )
         if self._chosen_by_executor(temperature):
             found, scores = self._executor.choose(batch, rules, self._candidates(width))
         else:

@@ -10,13 +10,14 @@ from edgellm.platforms.batch import Float32Array
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.tokens import SECONDS_PER_TIMESTAMP, WhisperTokens
 
-ANYWHERE, AT_FIRST = 0, 1
-"""Rows of the bias: what is suppressed everywhere, and at the beginning of a window."""
+ANYWHERE, AT_FIRST, NOT_THE_END = 0, 1, 2
+"""Rows of the bias: what is suppressed everywhere, at the beginning of a window, and where it must go on."""
 
 
 def token_bias(tokens: WhisperTokens, settings: TranscriptionSettings) -> Float32Array:
-    """(2, vocabulary): minus infinity for tokens that are never chosen, and not at the beginning of a window."""
-    bias = np.zeros((2, tokens.size), np.float32)
+    """(3, vocabulary): minus infinity for tokens that are never chosen, not at the beginning of a window, not yet."""
+    bias = np.zeros((3, tokens.size), np.float32)
+    bias[NOT_THE_END, tokens.end] = -np.inf
     bias[:, tokens.never_chosen(settings.suppress_tokens)] = -np.inf
     if settings.suppress_blank:
         bias[AT_FIRST, [*tokens.encode(" "), tokens.end]] = -np.inf
@@ -37,12 +38,14 @@ class TimestampRules:
         last = None if latest is None else self._boundary + round(latest / SECONDS_PER_TIMESTAMP)
         self._first_end = self._size if last is None else min(last + 1, self._size)
 
-    def row(self, said: Sequence[int], last_timestamp: int) -> tuple[int, ...]:
+    def row(self, said: Sequence[int], last_timestamp: int, goes_on: int = 0) -> tuple[int, ...]:
         """RULES numbers.
 
         Args:
             said: the tokens since the prompt.
             last_timestamp: the last timestamp among them, or -1.
+            goes_on: the timestamp up to which there is speech. A segment that begins before it is not left empty, as
+                Whisper leaves the last one of 30 s, which it takes to be cut off.
         """
         boundary = self._boundary
         kind = ANYWHERE if said else AT_FIRST
@@ -58,6 +61,7 @@ class TimestampRules:
         if was_timestamp:
             if before:
                 first_timestamp = self._size
+                kind = NOT_THE_END if last_timestamp < goes_on else kind
             else:
                 first_text = self._text_end
         return kind, first_text, min(first_timestamp, self._size), self._size, 1, 0, 0, 0
