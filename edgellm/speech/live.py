@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgellm.audio import SAMPLE_RATE
 from edgellm.errors import InvalidSettingError
 from edgellm.speech.agreement import Agreement
-from edgellm.speech.results import Transcript, Word
+from edgellm.speech.results import Segment, Transcript, Word
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityModel, VoiceActivitySettings
 
@@ -227,7 +227,8 @@ class LiveTranscription:
             settings = replace(settings, initial_prompt=self._prompt)
         transcript = self._transcriber.transcribe(samples, settings)
         offset = self._start / SAMPLE_RATE
-        return [replace(word, start=word.start + offset, end=word.end + offset) for word in transcript.words]
+        words = [word for segment in transcript.segments for word in segment.words or _guessed(segment)]
+        return [replace(word, start=word.start + offset, end=word.end + offset) for word in words]
 
     def _let_go(self, agreement: Agreement) -> None:
         """Drop the sound of words that are firm: up to the end of a sentence if there is one, else all of them."""
@@ -249,3 +250,15 @@ class LiveTranscription:
         """When the sound came in with which the word was whole."""
         sample = word.end * SAMPLE_RATE
         return next((when for count, when in self._arrivals if count >= sample), self._clock())
+
+
+def _guessed(segment: Segment) -> tuple[Word, ...]:
+    """The words of a segment that has only a text: its time is shared by their letters."""
+    texts = segment.text.split()
+    letters = max(1, sum(map(len, texts)))
+    words, start = [], segment.start
+    for text in texts:
+        end = start + (segment.end - segment.start) * len(text) / letters
+        words.append(Word(start, end, f" {text}", 1.0))
+        start = end
+    return tuple(words)
