@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +75,7 @@ def check_live(samples: Samples, model: str, arguments: Sequence[str] = (), spee
     return LiveFigures(len(firm), statistics.median(delays), slow, agreement(split(whole.text), live))
 
 
-def _listen(samples: Samples, model: str, arguments: Sequence[str], speed: float) -> list[dict[str, object]]:  # type: ignore[type-arg]
+def _listen(samples: Samples, model: str, arguments: Sequence[str], speed: float) -> list[dict[str, Any]]:
     command = [sys.executable, "-c", "from edgellm.cli.main import main; main()", "listen", "--stdin-pcm", "--json"]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen([*command, "--model", model, *arguments], stdin=subprocess.PIPE, stdout=output)
