@@ -361,6 +361,30 @@ CHOOSE = _record(
 )
 
 
+# edgellm.kernels.whole_attention
+WHOLE = _record(
+    "WholeAttention",
+    "rows",  # address of the number of rows
+    "heads",
+    "width",  # of a head, a multiple of 16
+    "keys",  # rows of a source
+    "queries",  # address of float32; of what is stored, the keys
+    "queries_stride",  # bytes
+    "output",  # address of float32; of what is stored, the values
+    "output_stride",  # bytes
+    "sources",  # address of int32: the source of each row; of what is stored, of the first
+    "store",  # address of what is stored
+    "source_bytes",  # from one source to the next
+    "head_bytes",  # from one head to the next
+    "scales",  # where a head's key scales begin
+    "values",  # where its values begin
+    "value_scales",  # where their scales begin
+    "constants",  # address of float32: the scale
+    "scratch",  # address of each thread's memory, see whole_attention.py
+    "scratch_stride",  # bytes
+)
+
+
 def _lines(name: str, *fields: str) -> Any:
     """Fields a cache line apart, so that threads do not disturb each other."""
     make: Any = namedtuple

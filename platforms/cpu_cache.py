@@ -78,6 +78,11 @@ class CacheMemory:
         """Bytes of one block, all layers."""
         return sum(layout.block_bytes for layout in self._layouts)
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes reserved."""
+        return self.blocks * self.block_bytes
+
     def layer(self, number: int) -> Any:
         """The planner's name for a layer's region."""
         return self._markers[number]

@@ -16,6 +16,7 @@ from edgellm.platforms.choosing import MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
 from edgellm.platforms.cpu_parts import OUTPUTS, ROWS, Buffer, Int64Array, Step, make_record, padded
 from edgellm.platforms.cpu_plan import Planner
+from edgellm.platforms.cpu_whole import WholeMemory
 
 FRAMES = OUTPUTS
 """The count of rows before the convolution that takes every other one: an encoder has no rows to choose."""
@@ -46,6 +47,8 @@ class EncoderPlanner(Planner):
         frames: where the input goes.
         source_records: layer and record of what stores keys and values for the decoder.
         source_slots: where the rows of the current source go.
+        source: its number.
+        whole_records: of attention with int8 keys, which get the address of their memory.
     """
 
     frames: Buffer
@@ -58,10 +61,13 @@ class EncoderPlanner(Planner):
         cache_type: str,
         cache: CacheMemory,
         threads: int,
-        source: CacheMemory,
+        source: CacheMemory | WholeMemory,
+        whole: WholeMemory | None = None,
     ) -> None:
         self.max_rows = graph.source_length
-        self._source = source
+        self._source, self._whole = source, whole
+        self.whole_records: list[Int64Array] = []
+        self.source = np.zeros(1, np.int32)
         self._kept: set[str] = set()
         self.source_records: list[tuple[int, Int64Array]] = []
         self.source_slots = np.zeros(graph.source_length, np.int32)
@@ -89,7 +95,10 @@ class EncoderPlanner(Planner):
                 self._positions(operation)
             case Attention():
                 # The layers run one after another, so that one layer's room does for all.
-                self._attention(replace(operation, layer=0))
+                if self._whole is None:
+                    self._attention(replace(operation, layer=0))
+                else:
+                    self._whole_attention(operation, self._whole)
             case _:
                 return super()._plan_one(number, operation)
         self._release_dead(number)
@@ -122,9 +131,36 @@ class EncoderPlanner(Planner):
         )  # fmt: skip
         self._emit("unfold.rows", record, [source], [target])
 
+    def _whole_attention(self, operation: Attention, memory: WholeMemory) -> None:
+        """Attention with int8 keys, which are stored first."""
+        assert operation.v is not None
+        layout, rows = memory.layout, self._count_address()
+        q, k, v = (self._buffers[value.name] for value in (operation.q, operation.k, operation.v))
+        target = self._new(operation.out)
+        scratch = self.pool.take(self._threads, layout.scratch_bytes)
+        constants = self._constant([operation.scale])
+        none = np.zeros(self.max_rows, np.int32)
+        self._constants.append(none)
+        store = layout.record(rows, k, v, none, scratch, constants)
+        attend = layout.record(rows, q, target, none, scratch, constants)
+        marker = memory.layer(0)
+        self._emit(f"whole_attention.store_{layout.values}", store, [k, v], [marker, scratch])
+        self._emit(f"whole_attention.attend_{layout.values}", attend, [q, marker], [target, scratch])
+        self.pool.give(scratch)
+        self.whole_records += [store, attend]
+
     def _store_source(self, operation: StoreSource) -> None:
         layer = self._graph.source[operation.layer]
         k, v = self._buffers[operation.k.name], self._buffers[operation.v.name]
+        if isinstance(self._source, WholeMemory):
+            layout = self._source.layout
+            scratch = self.pool.take(self._threads, layout.scratch_bytes)
+            record = layout.record(self._count_address(), k, v, self.source, scratch, self._constant([1.0]))
+            marker = self._source.layer(operation.layer)
+            self._emit(f"whole_attention.store_{layout.values}", record, [k, v], [marker, scratch])
+            self.pool.give(scratch)
+            self.source_records.append((operation.layer, record))
+            return
         record = make_record(
             records.CACHE, rows=self._count_address(), keys=k.address, keys_stride=k.stride, values=v.address,
             values_stride=v.stride, slots=self.source_slots.ctypes.data,
@@ -144,6 +180,7 @@ class DecoderPlanner(Planner):
     """
 
     max_outputs = 64
+    source_memory: CacheMemory | WholeMemory
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -181,6 +218,9 @@ class DecoderPlanner(Planner):
         return 1
 
     def _cross_attention(self, operation: CrossAttention) -> None:
+        if isinstance(self.source_memory, WholeMemory):
+            self._whole_cross_attention(operation, self.source_memory)
+            return
         layer = self._graph.source[operation.layer]
         layout = BlockLayout.of(layer, self._cache_type)
         q, target = self._buffers[operation.q.name], self._new(operation.out)
@@ -194,5 +234,15 @@ class DecoderPlanner(Planner):
             scratch=scratch.address, scratch_stride=scratch_stride, **cache_shape(layout, layer.kv_heads),
         )  # fmt: skip
         self._emit(f"attention.{self._cache_type}", record, [q], [target, scratch])
+        self.pool.give(scratch)
+        self.cross_records.append((operation.layer, record))
+
+    def _whole_cross_attention(self, operation: CrossAttention, memory: WholeMemory) -> None:
+        layout = memory.layout
+        q, target = self._buffers[operation.q.name], self._new(operation.out)
+        scratch = self.pool.take(self._threads, layout.scratch_bytes)
+        rows, constants = self.inputs.count_address(ROWS), self._constant([operation.scale])
+        record = layout.record(rows, q, target, self.sources, scratch, constants)
+        self._emit(f"whole_attention.attend_{layout.values}", record, [q], [target, scratch])
         self.pool.give(scratch)
         self.cross_records.append((operation.layer, record))

@@ -115,6 +115,12 @@ def convert_whisper(
     return Converted(path, "whisper", kind, len(planned), parameters, size, time.monotonic() - began, ())
 
 
+def convert_for_hub(folder: Path, output: Path, progress: Progress | None) -> None:
+    """Make the file of a model that was fetched as a checkpoint: Q8_0, named after the file."""
+    name = output.stem.removesuffix("-Q8_0")
+    convert_whisper(folder, output, ConvertSettings("q8_0", force=True, name=name), progress)
+
+
 def _named(source: Path) -> Path:
     return source.resolve() if source.is_dir() else source.resolve().with_suffix("")
 
