@@ -87,6 +87,19 @@ def import_soundfile() -> Any:
     return soundfile
 
 
+def _forward_reader(soundfile: Any) -> Any:
+    """The class of open sound files, without what it does after every read to files that can be entered anywhere.
+
+    That is to go to where it is already, which in the midst of an mp3 loses what the next frame builds on.
+    """
+
+    class ForwardReader(soundfile.SoundFile):  # type: ignore[misc]
+        def seekable(self) -> bool:
+            return False
+
+    return ForwardReader
+
+
 class UnknownFormatError(EdgeLLMError):
     """The file is none that libsndfile reads."""
 
@@ -103,7 +116,7 @@ class SoundFileDecoder:
         soundfile = import_soundfile()
         self._error: type[Exception] = soundfile.LibsndfileError
         try:
-            self._file: Any = soundfile.SoundFile(path)
+            self._file: Any = _forward_reader(soundfile)(path)
         except soundfile.LibsndfileError as error:
             raise UnknownFormatError(_reason(error)) from error
         except TypeError as error:  # headerless formats, told by the file's ending
@@ -138,7 +151,7 @@ class SoundFileDecoder:
         """Go to a frame; returns how many are left to be read over, where the file cannot be entered anywhere."""
         if frame == 0:
             return 0
-        if self.info.duration is not None and frame >= self._file.frames:
+        if self._file.format in ("MPEG", "MP3") or (self.info.duration is not None and frame >= self._file.frames):
             return frame
         try:
             self._file.seek(frame)

@@ -46,7 +46,7 @@ class TimeMap:
         self.stretches = tuple(stretches)
         self._cut: list[int] = [0]
         for before, stretch in zip((None, *self.stretches), self.stretches, strict=False):
-            if len(stretch) <= 0 or (before is not None and stretch.start < before.end):
+            if stretch.end <= stretch.start or (before is not None and stretch.start < before.end):
                 raise ValueError("stretches must be in order and hold something")
             self._cut.append(self._cut[-1] + len(stretch))
         if not self.stretches:
@@ -78,7 +78,8 @@ class TimeMap:
         return begun, ended
 
     def _clamped(self, seconds: float) -> float:
-        return min(max(seconds * SAMPLE_RATE, 0.0), float(self._cut[-1]))
+        # Rounded, so that the time of a sample where two pieces meet is that sample's.
+        return min(max(round(seconds * SAMPLE_RATE, 3), 0.0), float(self._cut[-1]))
 
     def _original(self, index: int, sample: float) -> float:
         stretch = self.stretches[index]

@@ -151,8 +151,12 @@ class StretchFinder:
         nearest = self._position if current is None else current.start
         if nearest - self._waiting.end >= 2 * self._pad:
             self._tell_waiting(None)
-        elif current is not None and current.pause is None and self._position - current.start > self._min_speech:
-            self._tell_waiting(current.start)  # it lasts long enough already to be kept
+        elif current is not None and current.pause is None and self._lasts(current):
+            self._tell_waiting(current.start)
+
+    def _lasts(self, current: _Open) -> bool:
+        """Whether a stretch is long enough already to be kept, even if the sound ends within this frame."""
+        return self._position - FRAME - current.start >= self._min_speech
 
     def _tell_waiting(self, following: int | None, length: int | None = None) -> None:
         """Give out the waiting stretch with padding: half of the pause if the next one, at ``following``, is near."""
