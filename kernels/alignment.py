@@ -1,7 +1,7 @@
 """Which frame of sound each token belongs to: smoothing of attention and dynamic time warping.
 
-Variants: ``smooth``, the mean over heads of the median of seven neighbouring frames; ``warp``, the monotone path through
-(rows, frames) of the largest sum (Sakoe and Chiba 1978), with steps of one row, one frame, or both.
+Variants: ``smooth``, the mean over heads of the median of seven neighbouring frames; ``warp``, the monotone path
+through (rows, frames) of the largest sum (Sakoe and Chiba 1978), with steps of one row, one frame, or both.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def _mirrored(weights: Float32Array) -> Float32Array:
 def smooth_reference(weights: Float32Array) -> Float32Array:
     """(rows, frames): the mean over heads of the median of FILTER frames; fewer frames are left as they are."""
     if weights.shape[-1] < FILTER:
-        return weights.mean(axis=0)
+        plain: Float32Array = weights.mean(axis=0)
+        return plain
     windows = np.lib.stride_tricks.sliding_window_view(_mirrored(weights), FILTER, axis=-1)
     result: Float32Array = np.median(windows, axis=-1).mean(axis=0).astype(np.float32)
     return result

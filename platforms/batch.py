@@ -89,7 +89,7 @@ class SpeechExecutor(Executor, Protocol):
         """The logits (count, vocabulary) by which `choose` chose last, of at most 64 outputs."""
 
     def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...], frames: int) -> Float32Array:
-        """Like ``step``, of rows of one source, but gives (heads, rows, frames): how they attend to its first frames."""
+        """Like ``step``, of rows of one source; gives (heads, rows, frames): how they attend to its first frames."""
 
     def smooth(self, weights: Float32Array) -> Float32Array:
         """Attention (heads, rows, frames) smoothed over frames and averaged over heads: (rows, frames)."""

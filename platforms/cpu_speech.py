@@ -59,7 +59,7 @@ class CPUSpeechExecutor(CPUExecutor):
             self._use_whole_attention(encoder, decoder)
         self._encoder_cache = CacheMemory(encoder.cache[:1], cache_type)
         self._source_blocks = source_blocks(decoder.source_length)
-        self._source_tables = np.zeros((0, 0), np.int32)
+        self._source_tables = np.zeros(0, np.int32)
         self._filled: set[int] = set()
         super().__init__(decoder, weights, threads, cache_type, progress, meanwhile)
 

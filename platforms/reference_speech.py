@@ -142,7 +142,8 @@ class ReferenceSpeechExecutor:
         """(heads, rows, frames): how the rows of a step attend to the first frames of their source."""
         self.step(batch)
         found = np.stack([self._decoder.weights_of[layer][:, head, :frames] for layer, head in heads])
-        return (found / found.sum(axis=-1, keepdims=True)).astype(np.float32)
+        shares: Float32Array = (found / found.sum(axis=-1, keepdims=True)).astype(np.float32)
+        return shares
 
     def smooth(self, weights: Float32Array) -> Float32Array:
         """Attention (heads, rows, frames) smoothed over frames and averaged over heads."""
