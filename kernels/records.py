@@ -35,6 +35,35 @@ MATMUL = _record(
 )
 
 
+# edgellm.kernels.tile_input
+TILE_INPUT = _record(
+    "TileInput",
+    "rows",  # address of the number of activation rows
+    "blocks",  # blocks of 32 in a row
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "output",  # address of the tiles, see tile_layout.py
+)
+
+
+# edgellm.kernels.matmul_tiles
+MATMUL_TILES = _record(
+    "MatmulTiles",
+    "rows",  # address of the number of activation rows
+    "weights",  # address of the first group
+    "groups",  # number of groups of 16 weight rows
+    "blocks",  # number of blocks along a weight row
+    "input",  # address of what tile_input wrote
+    "tile_bytes",  # from one tile of it to the next
+    "tiles_at_once",  # that are multiplied by a group of weights before the next group comes
+    "output",  # address of float32 results
+    "output_stride",  # bytes
+    "bias",  # address of float32, or 0
+    "accumulate",  # 1: add to what the output holds
+    "group_bytes",  # from one group of weights to the next
+)
+
+
 # edgellm.kernels.amx_input
 AMX_INPUT = _record(
     "AMXInput",

@@ -37,7 +37,7 @@ class CPUSpeechExecutor(CPUExecutor):
     """
 
     planner_type = DecoderPlanner
-    takes_tiles = False  # of AMX, whose inputs are laid out for fewer rows than an encoder has
+    takes_amx = False  # whose inputs are laid out for fewer rows than an encoder has
     _planner: DecoderPlanner
 
     def __init__(
@@ -98,7 +98,8 @@ class CPUSpeechExecutor(CPUExecutor):
             self.encoder_graph, matrices, vectors, cache_type, self._encoder_cache, self.threads,
             self._source_memory, self._whole,
         )  # fmt: skip
-        self._encoder_plan = _plan_array(planner.plan(), self._addresses)
+        planner.plan()
+        self._encoder_plan = _plan_array(planner.tiled_body, self._addresses)
         self._encoder_planner = planner
         self._frames = self._view(planner.frames.data, planner.frames.stride, 2 * self.graph.source_length)
         self._encoded = self._view(planner.logits.data, planner.logits.stride, self.graph.source_length)
@@ -214,7 +215,7 @@ class CPUSpeechExecutor(CPUExecutor):
             self._check_open()
             self._check_rules(rules, len(batch.outputs), count)
             self._take(batch)
-            self._team.run(self._body, self._size.threads)
+            self._run_body(len(batch.tokens))
             tokens = np.empty((len(rules), count), np.int32)
             scores = np.empty((len(rules), count), np.float32)
             planner = self._planner

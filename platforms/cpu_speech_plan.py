@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.graph import Attention, CrossAttention, Embedding, Graph, Input, Operation, StoreSource, Unfold
-from edgellm.kernels import records
+from edgellm.kernels import records, tile_layout
 from edgellm.kernels.packing import PackedMatrix, aligned_zeros
 from edgellm.platforms.batch import BLOCK_TOKENS, Float32Array
 from edgellm.platforms.choosing import MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
 from edgellm.platforms.cpu_parts import OUTPUTS, ROWS, Buffer, Int64Array, Step, make_record, padded
 from edgellm.platforms.cpu_plan import Planner
+from edgellm.platforms.cpu_tiles import Int8Tiles
 from edgellm.platforms.cpu_whole import WholeMemory
 
 FRAMES = OUTPUTS
@@ -41,7 +42,7 @@ def cache_shape(layout: BlockLayout, heads: int) -> dict[str, int]:
 
 
 class EncoderPlanner(Planner):
-    """The plan of an encoder: all its ``steps`` run once for a source. Its numbers of rows are those of the model.
+    """The plan of an encoder: its ``tiled_body`` runs once for a source. Its numbers of rows are those of the model.
 
     Attributes:
         frames: where the input goes.
@@ -64,7 +65,7 @@ class EncoderPlanner(Planner):
         source: CacheMemory | WholeMemory,
         whole: WholeMemory | None = None,
     ) -> None:
-        self.max_rows = graph.source_length
+        self.max_rows = -(-graph.source_length // tile_layout.ROWS) * tile_layout.ROWS  # products write whole tiles
         self._source, self._whole = source, whole
         self.whole_records: list[Int64Array] = []
         self.source = np.zeros(1, np.int32)
@@ -72,11 +73,11 @@ class EncoderPlanner(Planner):
         self.source_records: list[tuple[int, Int64Array]] = []
         self.source_slots = np.zeros(graph.source_length, np.int32)
         self.max_outputs = 2 * graph.source_length
-        super().__init__(graph, matrices, vectors, cache_type, cache, threads)
+        super().__init__(graph, matrices, vectors, cache_type, cache, threads, [Int8Tiles(graph.source_length)])
         inputs = self.inputs
-        inputs.rows[0], inputs.outputs[0] = self.max_rows, self.max_outputs
+        inputs.rows[0], inputs.outputs[0] = graph.source_length, self.max_outputs
         inputs.positions[:] = graph.source_length - 1  # every row sees all
-        inputs.slots[:] = np.arange(graph.source_length)
+        inputs.slots[:] = np.arange(self.max_rows)
         inputs.table_stride[0] = 4 * source_blocks(graph.source_length)
         self._count = FRAMES
 
@@ -84,6 +85,12 @@ class EncoderPlanner(Planner):
         return self.inputs.count_address(self._count)
 
     def _plan_one(self, number: int, operation: Operation) -> int:
+        used = self._plan_own(number, operation)
+        if number + used == len(self._graph.operations):
+            self.body = len(self.steps)  # an encoder has no head
+        return used
+
+    def _plan_own(self, number: int, operation: Operation) -> int:
         match operation:
             case Input():
                 self.frames = self._new(operation.out)
@@ -114,7 +121,7 @@ class EncoderPlanner(Planner):
         """The table of positions, which is the same for every source."""
         table = self._vectors[operation.weight]
         stride = 4 * padded(operation.out.width)
-        data = aligned_zeros(len(table) * stride)
+        data = aligned_zeros(self.max_rows * stride)[: len(table) * stride]
         data.view(np.float32).reshape(len(table), -1)[:, : table.shape[1]] = operation.scale * table
         self._buffers[operation.out.name] = Buffer(data, stride)
         self._kept.add(operation.out.name)
