@@ -355,6 +355,103 @@ ROWS = _record(
 )
 
 
+# edgellm.kernels.unfold
+UNFOLD = _record(
+    "Unfold",
+    "rows",  # address of the number of rows to write
+    "input_rows",  # address of the number of rows there are
+    "width",  # values in a row of the input
+    "size",  # neighbours side by side
+    "stride",  # rows from one to the next
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "output",  # address of float32
+    "output_stride",  # bytes
+)
+
+
+# edgellm.kernels.mel
+MEL = _record(
+    "Mel",
+    "frames",  # address of the number of frames
+    "samples",  # address of float32: 400 from frame to frame's end, 160 from frame to frame
+    "window",  # address of float32 (201): the first half of the window
+    "waves",  # address of cosines and sines, see mel.py
+    "filters",  # address of float32 (groups, 224, 16): the weight of each power in 16 mel bands
+    "ranges",  # address of int32 (groups, 4): which even and which odd powers a group reads
+    "groups",  # of 16 mel bands
+    "output",  # address of float32: logarithms
+    "output_stride",  # bytes
+    "peaks",  # address of float32, 64 bytes for each thread: the largest logarithm that it has seen
+    "scratch",  # address of each thread's memory, see mel.py
+    "scratch_stride",  # bytes
+)
+
+
+# edgellm.kernels.choose
+CHOOSE = _record(
+    "Choose",
+    "rows",  # address of the number of rows
+    "logits",  # address of float32
+    "logits_stride",  # bytes
+    "bias",  # address of float32: rows of what is added to the logits, minus infinity for what must not be chosen
+    "bias_stride",  # bytes
+    "rules",  # address of int32, 8 for each row: see choose.py
+    "timestamps",  # number of the first timestamp
+    "count",  # candidates wanted
+    "tokens",  # address of int32 (rows, 16): the best, the best first
+    "scores",  # address of float32 (rows, 16): their log-probabilities
+)
+
+
+# edgellm.kernels.whole_attention
+WHOLE = _record(
+    "WholeAttention",
+    "rows",  # address of the number of rows
+    "heads",
+    "width",  # of a head, a multiple of 16
+    "keys",  # rows of a source
+    "queries",  # address of float32; of what is stored, the keys
+    "queries_stride",  # bytes
+    "output",  # address of float32; of what is stored, the values
+    "output_stride",  # bytes
+    "sources",  # address of int32: the source of each row; of what is stored, of the first
+    "store",  # address of what is stored
+    "source_bytes",  # from one source to the next
+    "head_bytes",  # from one head to the next
+    "scales",  # where a head's key scales begin
+    "values",  # where its values begin
+    "value_scales",  # where their scales begin
+    "constants",  # address of float32: the scale
+    "scratch",  # address of each thread's memory, see whole_attention.py
+    "scratch_stride",  # bytes
+)
+
+
+# edgellm.kernels.alignment
+SMOOTH = _record(
+    "Smooth",
+    "rows",
+    "frames",  # at least 7
+    "heads",
+    "input",  # address of float32 (heads, rows, stride)
+    "stride",  # bytes from row to row; 64 bytes before the first and after each row can be read
+    "head_bytes",  # from head to head
+    "output",  # address of float32 (rows, stride)
+)
+WARP = _record(
+    "Warp",
+    "rows",
+    "frames",
+    "gains",  # address of float32 (rows, stride)
+    "stride",  # bytes from row to row
+    "costs",  # address of float32 (2, frames + 1)
+    "steps",  # address of bytes (rows + 1, frames + 1)
+    "path",  # address of int32 (rows + frames, 2): row and frame, from the end to the beginning
+    "length",  # address of an int64: how many steps the path has
+)
+
+
 def _lines(name: str, *fields: str) -> Any:
     """Fields a cache line apart, so that threads do not disturb each other."""
     make: Any = namedtuple

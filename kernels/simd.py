@@ -191,6 +191,17 @@ def set_int32(builder, address, value):
     builder.store(builder.trunc(value, _i32), _at(builder, address), align=4)
 
 
+@instruction(types.int64, types.int64)
+def byte_at(builder, address):
+    return builder.zext(_load(builder, address, _i8, 1), _i64)
+
+
+@instruction(types.none, types.int64, types.int64)
+def set_raw_byte(builder, address, value):
+    """Store the low byte."""
+    builder.store(builder.trunc(value, _i8), _at(builder, address), align=1)
+
+
 @instruction(types.none, types.int64, types.int64)
 def copy_int32(builder, destination, source):
     """Copy four bytes; neither address need be aligned."""
@@ -544,6 +555,25 @@ def exponential(value):
     p = multiply_add(p, r, splat_float(5.0000001201e-1))
     p = multiply_add(p, r * r, r + splat_float(1.0))
     return p * bits_float((whole + splat_int(127)) << splat_int(23))
+
+
+@helper
+def logarithm(value):
+    """ln of positive normal numbers to about 1e-7: the exponent, and a series (2 atanh) of the mantissa."""
+    bits = float_bits(value)
+    # The mantissa between sqrt(1/2) and sqrt(2): take off so much of the exponent.
+    whole = (bits - splat_int(0x3F3504F3)) >> splat_int(23)
+    whole = (whole ^ splat_int(256)) - splat_int(256)  # the shift moved zeros in: back to negative exponents
+    mantissa = bits_float(bits - (whole << splat_int(23)))
+    one = splat_float(1.0)
+    ratio = (mantissa - one) / (mantissa + one)
+    square = ratio * ratio
+    p = splat_float(0.22222222)
+    p = multiply_add(p, square, splat_float(0.28571429))
+    p = multiply_add(p, square, splat_float(0.4))
+    p = multiply_add(p, square, splat_float(0.66666667))
+    p = multiply_add(p, square, splat_float(2.0))
+    return multiply_add(to_floats(whole), splat_float(0.6931471805599453), ratio * p)
 
 
 @helper

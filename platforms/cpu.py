@@ -21,7 +21,7 @@ from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
 from edgellm.platforms.cpu_amx import AMXTiles, tile_kernels
 from edgellm.platforms.cpu_cache import CacheMemory
-from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
+from edgellm.platforms.cpu_parts import Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
 from edgellm.platforms.cpu_tiles import Int8Tiles, int8_tile_kernels
 from edgellm.platforms.cpu_weights import WeightLoader
@@ -59,8 +59,10 @@ class CPUExecutor:
         UnsupportedModelError, InvalidSettingError, OutOfMemoryError.
     """
 
-    max_rows = MAX_ROWS
-    max_outputs = MAX_OUTPUTS
+    planner_type: type[Planner] = Planner
+    takes_amx = True
+    max_rows = Planner.max_rows
+    max_outputs = Planner.max_outputs
 
     def __init__(
         self,
@@ -88,10 +90,17 @@ class CPUExecutor:
 
     # -- loading ------------------------------------------------------------------------------------------------
 
+    def _kernel_names(self, formats: dict[str, str], cache_type: str) -> set[str]:
+        return kernel_names(self.graph, formats, cache_type)
+
+    def _whole_graph(self) -> Graph:
+        """All operations that name weights."""
+        return self.graph
+
     def _load_kernels(self, cache_type: str, loader: WeightLoader) -> None:
         formats = {name: matrix.format.name for name, matrix in loader.matrices.items()}
-        names = kernel_names(self.graph, formats, cache_type) | set(TEAM_KERNELS) | loader.kernels
-        mode = amx_mode()
+        names = self._kernel_names(formats, cache_type) | set(TEAM_KERNELS) | loader.kernels
+        mode = amx_mode() if self.takes_amx else None
         self._tiles: list[AMXTiles | Int8Tiles] = [AMXTiles(mode, self.threads)] if mode else []
         self._tiles.append(Int8Tiles())
         self._many_rows = max(tiles.fewest_rows for tiles in self._tiles)
@@ -104,7 +113,7 @@ class CPUExecutor:
 
     def _load(self, cache_type: str, meanwhile: Callable[[], object] | None) -> None:
         """Pack the weights on all threads and plan; ``meanwhile`` is called in between."""
-        loader = WeightLoader(self._weights, self.graph)
+        loader = WeightLoader(self._weights, self._whole_graph())
         self._weight_bytes = loader.total_bytes
         self._load_kernels(cache_type, loader)
         try:
@@ -124,7 +133,7 @@ class CPUExecutor:
             raise
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
-        planner = Planner(
+        planner = self.planner_type(
             self.graph, matrices, self._read_vectors(), cache_type, self._cache, self.threads, self._tiles
         )
         steps = planner.plan()
@@ -136,18 +145,19 @@ class CPUExecutor:
         self._tiled_body = _plan_array(planner.tiled_body, self._addresses)
         vocabulary = self.graph.vocabulary_size
         logits = planner.logits
+        count = planner.max_outputs
         self._logits = np.lib.stride_tricks.as_strided(
-            logits.data[: MAX_OUTPUTS * logits.stride].view(np.float32), (MAX_OUTPUTS, vocabulary), (logits.stride, 4)
+            logits.data[: count * logits.stride].view(np.float32), (count, vocabulary), (logits.stride, 4)
         )
         self._embedded = [
-            (operation, buffer.data[: MAX_ROWS * buffer.stride].view(np.float32).reshape(MAX_ROWS, -1))
+            (operation, buffer.data[: self.max_rows * buffer.stride].view(np.float32).reshape(self.max_rows, -1))
             for operation, buffer in planner.embeddings
         ]
 
     def _read_vectors(self) -> dict[str, NDArray[np.float32]]:
         """Norm weights, biases and sinks, decoded."""
         names: set[str | None] = set()
-        for operation in self.graph.operations:
+        for operation in self._whole_graph().operations:
             match operation:
                 case Norm():
                     names |= {operation.weight, operation.bias}
@@ -190,7 +200,7 @@ class CPUExecutor:
             self._check_open()
             self._take(batch)
             begin, waited = time.perf_counter(), self._team.waited
-            self._run_body(batch)
+            self._run_body(len(batch.tokens))
             logits = self._run_head(batch.outputs)
             now = time.perf_counter()
             self._size.note(len(batch.tokens), now - begin, self._team.waited - waited, now)
@@ -202,7 +212,7 @@ class CPUExecutor:
             self._check_open()
             self._take(batch)
             begin, waited = time.perf_counter(), self._team.waited
-            self._run_body(batch)
+            self._run_body(len(batch.tokens))
             now = time.perf_counter()
             self._size.note(len(batch.tokens), now - begin, self._team.waited - waited, now)
 
@@ -223,8 +233,9 @@ class CPUExecutor:
 
     def _logits_of(self, rows: Int32Array) -> Float32Array:
         self._check_open()
-        if not 1 <= len(rows) <= MAX_OUTPUTS:
-            raise InvalidSettingError(f"the logits of {len(rows)} rows were asked for", f"ask for 1 to {MAX_OUTPUTS}")
+        if not 1 <= len(rows) <= self.max_outputs:
+            what = f"the logits of {len(rows)} rows were asked for"
+            raise InvalidSettingError(what, f"ask for 1 to {self.max_outputs}")
         if rows.min() < 0 or rows.max() >= self._inputs.rows[0]:
             raise InvalidSettingError("an output names a row that is not in the step")
         return self._run_outputs(rows)
@@ -233,19 +244,19 @@ class CPUExecutor:
     def _scorer(self) -> CompiledScores:
         """Its kernels are loaded when they are first needed: chats never do."""
         addresses = self._library.load(SCORE_KERNELS)
-        return CompiledScores(MAX_OUTPUTS, addresses, lambda plan: self._team.run(plan, self._size.threads))
+        return CompiledScores(self.max_outputs, addresses, lambda plan: self._team.run(plan, self._size.threads))
 
-    def _run_body(self, batch: Batch) -> None:
-        body = self._tiled_body if len(batch.tokens) >= self._many_rows else self._body
+    def _run_body(self, rows: int) -> None:
+        body = self._tiled_body if rows >= self._many_rows else self._body
         self._team.run(body, self._size.threads)
 
     def _run_head(self, outputs: NDArray[np.int32]) -> Float32Array:
         count = len(outputs)
-        if 0 < count <= MAX_OUTPUTS:
+        if 0 < count <= self._planner.max_outputs:
             return self._run_outputs(outputs)
         logits = np.empty((count, self.graph.vocabulary_size), np.float32)
-        for first in range(0, count, MAX_OUTPUTS):
-            part = outputs[first : first + MAX_OUTPUTS]
+        for first in range(0, count, self._planner.max_outputs):
+            part = outputs[first : first + self._planner.max_outputs]
             logits[first : first + len(part)] = self._run_outputs(part)
         return logits
 
@@ -258,8 +269,8 @@ class CPUExecutor:
     def _take(self, batch: Batch) -> None:
         """Check a batch and copy it to where the kernels look."""
         rows, inputs = len(batch.tokens), self._inputs
-        if not 1 <= rows <= MAX_ROWS:
-            raise InvalidSettingError(f"a step of {rows} rows", f"use 1 to {MAX_ROWS}")
+        if not 1 <= rows <= self.max_rows:
+            raise InvalidSettingError(f"a step of {rows} rows", f"use 1 to {self.max_rows}")
         self._check_rows(batch)
         inputs.rows[0] = rows
         inputs.positions[:rows] = batch.positions

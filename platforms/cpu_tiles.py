@@ -22,11 +22,12 @@ def int8_tile_kernels(usual: set[str]) -> set[str]:
 
 
 class Int8Tiles:
-    """Makes the steps; see `edgellm.platforms.cpu_amx.AMXTiles` for those on AMX."""
+    """Makes the steps, for up to ``rows`` rows; see `edgellm.platforms.cpu_amx.AMXTiles` for those on AMX."""
 
     fewest_rows = tile_layout.FEWEST_ROWS
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int = MAX_ROWS) -> None:
+        self._rows = -(-rows // tile_layout.ROWS) * tile_layout.ROWS
         self._inputs: dict[tuple[str, bool], Buffer] = {}
 
     def takes(self, matrix: PackedMatrix, rounded: bool) -> bool:
@@ -59,7 +60,7 @@ class Int8Tiles:
         key, columns = (operation.x.name, fine), matrix.columns
         variant = "_fine" if fine else ""
         if key not in self._inputs:
-            self._inputs[key] = pool.take(1, tile_layout.input_bytes(MAX_ROWS, columns, fine))
+            self._inputs[key] = pool.take(1, tile_layout.input_bytes(self._rows, columns, fine))
             record = make_record(
                 records.TILE_INPUT, rows=field["rows"], blocks=columns // 32, input=source.address,
                 input_stride=source.stride, output=self._inputs[key].address,

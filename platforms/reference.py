@@ -77,7 +77,7 @@ class ReferenceExecutor:
         self._closed = False
         self._last_uses = _last_uses(graph)
         tables = [op for op in graph.operations if isinstance(op, Embedding) and not op.positions]
-        self._vocabulary_size = min(weights.info(table.weight).shape[0] for table in tables)
+        self._vocabulary_size = min((weights.info(table.weight).shape[0] for table in tables), default=1)
         self.block_bytes = BLOCK_TOKENS * sum(layer.numbers for layer in graph.cache) * self._dtype.itemsize
         self.reserve(0)
 
@@ -230,6 +230,8 @@ class ReferenceExecutor:
                 return join(values[a.name], values[b.name], heads, operation.shared)
             case RoundRows(x=x):
                 return round_rows(values[x.name])
+            case _:
+                raise NotImplementedError(f"{type(operation).__name__} is of speech models")
 
     def _multiply_parts(self, operation: StackedLinear, values: Values) -> Array:
         x = values[operation.x.name]

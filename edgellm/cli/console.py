@@ -39,6 +39,7 @@ _STAGES = {
     "perplexity": "measuring perplexity",
     "divergence": "comparing",
     "choices": "answering",
+    "transcribe": "transcribing",
 }
 _BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "quantize", "split", "join", "hash"})
 _TOKEN_STAGES = frozenset({"perplexity", "divergence"})
@@ -70,6 +71,13 @@ def escaped(text: str) -> str:
 def number(value: int) -> str:
     """A count for people: 1 234."""
     return f"{value:,}".replace(",", " ")
+
+
+def clock(seconds: float) -> str:
+    """A length of time for people: 1:02:03, or 2:03 where there are no hours."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
 def notice(text: str) -> None:
@@ -149,6 +157,11 @@ class ProgressDisplay:
             self._last_line = now
             click.echo(f"{self._label()}: {self._amount(done, total)}", err=True)
 
+    @property
+    def drawing(self) -> bool:
+        """Whether there is a bar on the screen now."""
+        return self._bars is not None
+
     def say(self, text: str) -> None:
         if self._bars is not None:
             self._bars.console.print(text, highlight=False, markup=False)
@@ -164,6 +177,8 @@ class ProgressDisplay:
             return f"{format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s"
         if self._stage in _TOKEN_STAGES:
             return f"{number(done)} of {number(total)} tokens, {rate:.0f} tok/s"
+        if self._stage == "transcribe":
+            return f"{clock(done)} of {clock(total)}, {rate:.1f} times real time"
         return f"{number(done)} of {number(total)}"
 
     def _draw(self, done: int, total: int) -> None:
