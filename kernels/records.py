@@ -385,6 +385,30 @@ WHOLE = _record(
 )
 
 
+# edgellm.kernels.alignment
+SMOOTH = _record(
+    "Smooth",
+    "rows",
+    "frames",  # at least 7
+    "heads",
+    "input",  # address of float32 (heads, rows, stride)
+    "stride",  # bytes from row to row; 64 bytes before the first and after each row can be read
+    "head_bytes",  # from head to head
+    "output",  # address of float32 (rows, stride)
+)
+WARP = _record(
+    "Warp",
+    "rows",
+    "frames",
+    "gains",  # address of float32 (rows, stride)
+    "stride",  # bytes from row to row
+    "costs",  # address of float32 (2, frames + 1)
+    "steps",  # address of bytes (rows + 1, frames + 1)
+    "path",  # address of int32 (rows + frames, 2): row and frame, from the end to the beginning
+    "length",  # address of an int64: how many steps the path has
+)
+
+
 def _lines(name: str, *fields: str) -> Any:
     """Fields a cache line apart, so that threads do not disturb each other."""
     make: Any = namedtuple

@@ -191,6 +191,17 @@ def set_int32(builder, address, value):
     builder.store(builder.trunc(value, _i32), _at(builder, address), align=4)
 
 
+@instruction(types.int64, types.int64)
+def byte_at(builder, address):
+    return builder.zext(_load(builder, address, _i8, 1), _i64)
+
+
+@instruction(types.none, types.int64, types.int64)
+def set_raw_byte(builder, address, value):
+    """Store the low byte."""
+    builder.store(builder.trunc(value, _i8), _at(builder, address), align=1)
+
+
 @instruction(types.none, types.int64, types.int64)
 def copy_int32(builder, destination, source):
     """Copy four bytes; neither address need be aligned."""

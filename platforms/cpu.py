@@ -55,7 +55,7 @@ class CPUExecutor:
         UnsupportedModelError, InvalidSettingError, OutOfMemoryError.
     """
 
-    planner_type = Planner
+    planner_type: type[Planner] = Planner
     takes_tiles = True
     max_rows = Planner.max_rows
 

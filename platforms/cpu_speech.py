@@ -11,6 +11,8 @@ from edgellm.errors import InvalidSettingError
 from edgellm.graph import Embedding, Graph, Input
 from edgellm.kernels.packing import PackedMatrix
 from edgellm.kernels.records import ATTENTION, CACHE, CHOOSE, WHOLE
+from edgellm.platforms.alignment import KERNELS as ALIGNMENT_KERNELS
+from edgellm.platforms.alignment import AlignmentPlan
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
 from edgellm.platforms.choosing import BIAS, END, FIRST_TEXT, MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu import CPUExecutor, Progress, _plan_array
@@ -57,7 +59,7 @@ class CPUSpeechExecutor(CPUExecutor):
             self._use_whole_attention(encoder, decoder)
         self._encoder_cache = CacheMemory(encoder.cache[:1], cache_type)
         self._source_blocks = source_blocks(decoder.source_length)
-        self._source_tables = np.zeros((0, 0), np.int32)
+        self._source_tables = np.zeros(0, np.int32)
         self._filled: set[int] = set()
         super().__init__(decoder, weights, threads, cache_type, progress, meanwhile)
 
@@ -78,7 +80,12 @@ class CPUSpeechExecutor(CPUExecutor):
         if self._whole is not None:
             kinds = ("store_f32", "store_q8", "attend_f32", "attend_q8")
             names |= {f"whole_attention.{kind}" for kind in kinds}
-        return names | MEL_KERNELS | {"unfold.rows", "choose.tokens", f"cache.{cache_type}", f"attention.{cache_type}"}
+        return (
+            names
+            | MEL_KERNELS
+            | ALIGNMENT_KERNELS
+            | {"unfold.rows", "choose.tokens", f"cache.{cache_type}", f"attention.{cache_type}"}
+        )
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
         DecoderPlanner.source_memory = self._source_memory
@@ -95,6 +102,7 @@ class CPUSpeechExecutor(CPUExecutor):
         self._encoder_planner = planner
         self._frames = self._view(planner.frames.data, planner.frames.stride, 2 * self.graph.source_length)
         self._encoded = self._view(planner.logits.data, planner.logits.stride, self.graph.source_length)
+        self._align = AlignmentPlan(self._team, self._addresses)
         self._mel = MelPlan(self._bins, 2 * self.graph.source_length, self._team, self._addresses)
         if self._whole is None:
             self._encoder_cache.reserve(self._source_blocks)
@@ -224,6 +232,53 @@ class CPUSpeechExecutor(CPUExecutor):
     def last_logits(self, count: int) -> Float32Array:
         """The logits (count, vocabulary) by which `choose` chose last, of at most ``max_outputs``."""
         return self._logits[:count]
+
+    # -- alignment ----------------------------------------------------------------------------------------------
+
+    def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...], frames: int) -> Float32Array:
+        """Run the decoder and see how rows attend to their sources.
+
+        Args:
+            batch: the step; all its rows are of one source.
+            heads: (layer, head) of the attention to look at.
+            frames: rows of the source that count.
+
+        Returns:
+            (heads, rows, frames), each row with the sum 1.
+        """
+        with self._lock:
+            self._check_open()
+            if not 1 <= frames <= self.graph.source_length or len(set(batch.sources.tolist())) != 1:
+                raise InvalidSettingError(f"alignment of {frames} frames of {len(set(batch.sources.tolist()))} sources")
+            self._take(batch)
+            layers = {layer for layer, _ in heads}
+            if not layers <= set(self._planner.queries):
+                self._aligning = _plan_array(self._planner.aligning(layers), self._addresses)
+            self._team.run(self._aligning, self._size.threads)
+            rows, source = len(batch.tokens), int(batch.sources[0])
+            found = np.empty((len(heads), rows, frames), np.float32)
+            for number, (layer, head) in enumerate(heads):
+                kept = self._planner.queries[layer]
+                keys = self._source_keys(layer, source, head)[:frames]
+                width = keys.shape[1]
+                queries = self._view(kept.data, kept.stride, self.max_rows)[:rows, head * width : (head + 1) * width]
+                scores = queries @ keys.T * np.float32(width**-0.5)
+                np.exp(scores - scores.max(axis=1, keepdims=True), out=scores)
+                np.divide(scores, scores.sum(axis=1, keepdims=True), out=found[number])
+            return found
+
+    def _source_keys(self, layer: int, source: int, head: int) -> Float32Array:
+        if isinstance(self._source_memory, WholeMemory):
+            return self._source_memory.keys(layer, source, head)
+        return self._source_memory.keys(layer, source * self._source_blocks, self._source_blocks, head)
+
+    def smooth(self, weights: Float32Array) -> Float32Array:
+        """Attention (heads, rows, frames) smoothed over frames and averaged over heads."""
+        return self._align.smooth(weights)
+
+    def warp(self, gains: Float32Array) -> tuple[Int32Array, Int32Array]:
+        """Rows and frames of the path through (rows, frames) with the largest sum."""
+        return self._align.warp(gains)
 
     def _check_rules(self, rules: Int32Array, outputs: int, count: int) -> None:
         if rules.shape != (outputs, RULES) or not 1 <= count <= MOST_CANDIDATES:

@@ -176,6 +176,8 @@ class DecoderPlanner(Planner):
     Attributes:
         sources: the source of each row of a step.
         cross_records: layer and record of each attention to a source.
+        cross_steps: layer, step and queries of each attention to a source.
+        queries: of layers whose attention is looked at, where they are kept.
         rules, tokens, scores: what the choosing step is told and what it finds.
     """
 
@@ -188,9 +190,29 @@ class DecoderPlanner(Planner):
         self._last_rows = np.full(self.max_rows, self._graph.source_length - 1, np.int32)
         self._table_stride = np.array([4 * source_blocks(self._graph.source_length)], np.int64)
         self.cross_records: list[tuple[int, Int64Array]] = []
+        self.cross_steps: list[tuple[int, Step, Buffer]] = []
+        self.queries: dict[int, Buffer] = {}
+        self._row_numbers = np.arange(self.max_rows, dtype=np.int32)
         self.rules = np.zeros((self.max_outputs, RULES), np.int32)
         self.tokens = np.zeros((self.max_outputs, MOST_CANDIDATES), np.int32)
         self.scores = np.zeros((self.max_outputs, MOST_CANDIDATES), np.float32)
+
+    def aligning(self, layers: set[int]) -> list[Step]:
+        """The body again, with the queries of some layers' attention to sources kept in ``queries``."""
+        steps: list[Step] = []
+        by_step = {id(step): (layer, buffer) for layer, step, buffer in self.cross_steps}
+        for step in self.steps[: self.body]:
+            layer, source = by_step.get(id(step), (-1, None))
+            if source is not None and layer in layers:
+                kept = self.queries[layer] = Buffer(aligned_zeros(self.max_rows * source.stride), source.stride)
+                record = make_record(
+                    records.ROWS, rows=self.inputs.count_address(ROWS), width=source.stride // 4,
+                    input=source.address, input_stride=source.stride, output=kept.address, output_stride=kept.stride,
+                    index=self._row_numbers.ctypes.data,
+                )  # fmt: skip
+                steps.append(Step("rows.select", record, [source], [kept], barrier=True))
+            steps.append(step)
+        return steps
 
     def choosing(self, timestamps: int, bias: Float32Array) -> Step:
         """The step after the head that chooses tokens by ``rules``.
@@ -213,7 +235,9 @@ class DecoderPlanner(Planner):
     def _plan_one(self, number: int, operation: Operation) -> int:
         if not isinstance(operation, CrossAttention):
             return super()._plan_one(number, operation)
+        queries = self._buffers[operation.q.name]
         self._cross_attention(operation)
+        self.cross_steps.append((operation.layer, self.steps[-1], queries))
         self._release_dead(number)
         return 1
 

@@ -113,6 +113,16 @@ class WholeMemory:
         """Of a layer's region."""
         return self._regions[layer].ctypes.data
 
+    def keys(self, layer: int, source: int, head: int) -> NDArray[np.float32]:
+        """A head's keys (keys, width), as the kernels take them."""
+        layout = self.layout
+        start = source * layout.source_bytes + head * layout.head_bytes
+        region = self._regions[layer]
+        codes = region[start : start + layout.scales].reshape(-1, layout.width // 4, 16, 4)
+        rows = codes.transpose(0, 2, 1, 3).reshape(layout.padded_keys, layout.width).astype(np.float32) - 128
+        scales = region[start + layout.scales : start + layout.values_at].view(np.float32)
+        return (rows * scales[:, None])[: layout.keys]
+
     @property
     def total_bytes(self) -> int:
         """Reserved."""

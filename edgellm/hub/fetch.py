@@ -34,7 +34,8 @@ Convert = Callable[[Path, Path, Progress | None], object]
 def fetch(name: ModelName, progress: Progress | None, force: bool = False, convert: Convert | None = None) -> Path:
     """Fetch a model into the models folder; return the file to open.
 
-    ``convert`` makes the file of models that come as a checkpoint. Works under a lock: a second process waits, and then finds the model there.
+    ``convert`` makes the file of models that come as a checkpoint. Works under a lock: a second process waits, and
+    then finds the model there.
 
     Raises:
         ModelNotFoundError: the name is known nowhere.

@@ -48,9 +48,7 @@ def resolve(
     return _fetch(name, progress, False, convert)
 
 
-def pull(
-    model: str, progress: Progress | None = None, force: bool = False, convert: Convert | None = None
-) -> Path:
+def pull(model: str, progress: Progress | None = None, force: bool = False, convert: Convert | None = None) -> Path:
     """Like :func:`resolve`; ``force`` fetches the model anew even if it is here."""
     name = parse_name(model)
     if force and isinstance(name, AliasName | HuggingFaceName | PackageName):

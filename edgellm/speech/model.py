@@ -21,7 +21,7 @@ from edgellm.tokenizer import Tokenizer
 from edgellm.weights import WeightStore
 
 if TYPE_CHECKING:
-    from edgellm.gguf import TensorType
+    pass
 
 Backend = Literal["cpu", "reference"]
 Progress = Callable[[str, int, int], None]
