@@ -36,7 +36,7 @@ from edgellm.kernels.simd import (
 )
 
 _f32 = ir.FloatType()
-_FLOATS_IR = ir.VectorType(_f32, 16)
+FLOATS_IR = ir.VectorType(_f32, 16)
 PANEL_STEP_BYTES = 2048  # from one 32 values to the next: the tiles of two groups lie side by side
 
 
@@ -52,7 +52,7 @@ def _no_payload(builder, value):
     bits = builder.bitcast(value, INTS_IR)
     size = builder.and_(bits, ints_constant(0x7FFFFFFF))
     no_number = builder.icmp_unsigned(">", size, ints_constant(0x7F800000))
-    return builder.bitcast(builder.select(no_number, ints_constant(0x7FC00000), bits), _FLOATS_IR)
+    return builder.bitcast(builder.select(no_number, ints_constant(0x7FC00000), bits), FLOATS_IR)
 
 
 _CODES = types.UniTuple(INTS, 8)
@@ -80,8 +80,8 @@ def write_tile(context, codes, scale, offset, second_scale, second_offset, addre
                 for shift in (15, 7, -1, -9):  # the byte's place to the upper bits of the mantissa
                     move = builder.shl if shift > 0 else builder.lshr
                     mantissa = builder.and_(move(vector, ints_constant(abs(shift))), ints_constant(0xFF << 15))
-                    one_and = builder.bitcast(builder.or_(mantissa, ints_constant(0x3F800000)), _FLOATS_IR)
-                    weight = call_named(builder, fused, _FLOATS_IR, [one_and, large, rest])
+                    one_and = builder.bitcast(builder.or_(mantissa, ints_constant(0x3F800000)), FLOATS_IR)
+                    weight = call_named(builder, fused, FLOATS_IR, [one_and, large, rest])
                     halves.append(builder.add(builder.bitcast(weight, INTS_IR), ints_constant(0x8000)))
                 _store_pair(builder, halves[0], halves[1], address, 128 * number)
                 _store_pair(builder, halves[2], halves[3], address, 128 * number + 64)

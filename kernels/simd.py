@@ -357,7 +357,7 @@ def half_value(builder, bits):
     """The inverse of `half_bits`."""
     raw = builder.trunc(bits, ir.VectorType(_i16, 16))
     if _HARDWARE_HALF:
-        return builder.fpext(builder.bitcast(raw, ir.VectorType(_f16, 16)), _FLOATS_IR)
+        return builder.fpext(builder.bitcast(raw, ir.VectorType(_f16, 16)), FLOATS_IR)
     return _half_to_float(builder, raw)
 
 
