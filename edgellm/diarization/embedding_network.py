@@ -23,6 +23,7 @@ EMBEDDING = 192
 MOST_FRAMES = 200
 """Two seconds of features: after the stride of two, one block of the context-aware mask."""
 EPSILON = 1e-5
+_SMALLEST_FACTOR = 1e-12
 BLOCKS = ((12, 1), (24, 2), (16, 2))
 """Layers and dilation of each dense block."""
 
@@ -53,14 +54,14 @@ def embedding_onnx(tensors: Tensors) -> bytes:
             name = f"xvector.block{block}.tdnnd{layer}"
             x = net.apply("Concat", x, _dense_layer(net, x, tensors, name, dilation), axis=1)
         name = f"xvector.transit{block}"
-        x = _activate(net, x, tensors, f"{name}.nonlinear.batchnorm")
-        x = net.apply("Conv", x, net.weight(tensors[f"{name}.linear.weight"]))
-    x = _activate(net, x, tensors, "xvector.out_nonlinear.batchnorm")
+        weight = tensors[f"{name}.linear.weight"]
+        x = _activated_convolution(net, x, tensors, f"{name}.nonlinear.batchnorm", weight, None)
+    x = net.apply("Relu", net.affine(x, *batch_normalization(tensors, "xvector.out_nonlinear.batchnorm")))
     x = _statistics(net, x)
     factor, shift = batch_normalization(tensors, "xvector.dense.nonlinear.batchnorm")
     weight = tensors["xvector.dense.linear.weight"][:, :, 0] * factor[:, None]
     x = net.apply("Add", net.apply("MatMul", x, net.weight(weight.T)), net.weight(shift))
-    return net.finish("features", x, ["batch", "frames", FEATURES], ["batch", EMBEDDING], "CAM++")
+    return net.finish("CAM++", {"features": ["batch", "frames", FEATURES]}, x, ["batch", EMBEDDING])
 
 
 def _front_end(net: OnnxWriter, x: str, tensors: Tensors) -> str:
@@ -88,14 +89,33 @@ def _folded_convolution(
     return net.apply("Conv", x, net.weight(weight), net.weight(shift), **attributes)
 
 
-def _activate(net: OnnxWriter, x: str, tensors: Tensors, normalization: str) -> str:
-    return net.apply("Relu", net.affine(x, *batch_normalization(tensors, normalization)))
+def _activated_convolution(
+    net: OnnxWriter, x: str, tensors: Tensors, normalization: str, weight: NDArray[Any], bias: NDArray[Any] | None
+) -> str:
+    """A 1x1 convolution of the rectified, normalized ``x``, in which ``x`` is passed over once before the product.
+
+    With a positive factor f, max(f x + s, 0) = f max(x, -s/f) + s, and with a negative one it is f min(x, -s/f) + s: the
+    factor goes into the weights, the shift into the bias.
+    """
+    factor, shift = batch_normalization(tensors, normalization)
+    factor = np.where(np.abs(factor) < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
+    threshold = -shift / factor
+    lowest = np.where(factor > 0, threshold, -np.inf).reshape(1, -1, 1)
+    x = net.apply("Max", x, net.weight(lowest))
+    if np.any(factor < 0):
+        x = net.apply("Min", x, net.weight(np.where(factor < 0, threshold, np.inf).reshape(1, -1, 1)))
+    folded = weight * factor[None, :, None]
+    constant = weight[:, :, 0].astype(np.float64) @ shift + (0.0 if bias is None else bias)
+    return net.apply("Conv", x, net.weight(folded), net.weight(constant))
 
 
 def _dense_layer(net: OnnxWriter, x: str, tensors: Tensors, name: str, dilation: int) -> str:
     """What a layer adds: 32 channels, masked by what the window as a whole sounds like."""
-    x = _activate(net, x, tensors, f"{name}.nonlinear1.batchnorm")
-    x = net.apply("Relu", _folded_convolution(net, x, tensors, f"{name}.linear1", f"{name}.nonlinear2.batchnorm"))
+    factor, shift = batch_normalization(tensors, f"{name}.nonlinear2.batchnorm")
+    weight = tensors[f"{name}.linear1.weight"] * factor[:, None, None]
+    x = net.apply(
+        "Relu", _activated_convolution(net, x, tensors, f"{name}.nonlinear1.batchnorm", weight, shift)
+    )
     local = net.apply(
         "Conv",
         x,

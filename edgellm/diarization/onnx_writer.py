@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,17 +42,17 @@ class OnnxWriter:
         return self.apply("Add", product, self.weight(shift.reshape(1, -1, 1)))
 
     def finish(
-        self, x: str, result: str, input_shape: Sequence[int | str], output_shape: Sequence[int | str], name: str
+        self, name: str, inputs: Mapping[str, Sequence[int | str]], result: str, shape: Sequence[int | str]
     ) -> bytes:
-        """The model with one float32 input ``x`` and one output, as the bytes of an ONNX file."""
+        """The model with float32 inputs of the given shapes and one output, as the bytes of an ONNX file."""
         from onnx import TensorProto, helper
 
         self._nodes.append(helper.make_node("Identity", [result], ["output"]))
         graph = helper.make_graph(
             self._nodes,
             name,
-            [helper.make_tensor_value_info(x, TensorProto.FLOAT, input_shape)],
-            [helper.make_tensor_value_info("output", TensorProto.FLOAT, output_shape)],
+            [helper.make_tensor_value_info(key, TensorProto.FLOAT, inputs[key]) for key in inputs],
+            [helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)],
             self._weights,
         )
         model = helper.make_model(

@@ -12,7 +12,7 @@ from edgellm.errors import EdgeLLMError
 
 
 class Network:
-    """An ONNX model of one float32 input and one output; may be called from several threads at once."""
+    """An ONNX model of float32 inputs and one output; may be called from several threads at once."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -24,8 +24,8 @@ class Network:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of many kinds, none of them public
             raise EdgeLLMError(f"ONNX Runtime cannot load {path.name}: {error}", "report this") from error
-        self._input = self._session.get_inputs()[0].name
 
-    def __call__(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        result: Any = self._session.run(None, {self._input: values})[0]
+    def __call__(self, **inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The output for inputs by name."""
+        result: Any = self._session.run(None, inputs)[0]
         return np.asarray(result, np.float32)
