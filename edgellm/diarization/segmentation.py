@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,15 +71,3 @@ def window_starts(samples: int, step: int) -> Iterator[int]:
     last = last_window_start(samples)
     yield from range(0, last, step)
     yield last
-
-
-def average(windows: Sequence[LocalActivity], kind: str, first: int, end: int) -> NDArray[np.float32]:
-    """Mean of an attribute over the windows that cover each frame of first..end, (frames, 3)."""
-    total = np.zeros((end - first, 3), np.float32)
-    number = np.zeros((end - first, 1), np.float32)
-    for window in windows:
-        low, high = max(first, window.first), min(end, window.end)
-        if low < high:
-            total[low - first : high - first] += getattr(window, kind)[low - window.first : high - window.first]
-            number[low - first : high - first] += 1
-    return total / np.maximum(number, 1)

@@ -25,11 +25,11 @@ class StretchSettings:
     """
 
     change_reach: float = 0.1
-    change_threshold: float = 0.5
+    change_threshold: float = 0.3
     shortest: float = 0.3
     longest: float = 10.0
     window: float = 2.0
-    hop: float = 1.0
+    hop: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Stretch:
 
 
 def frames(seconds: float) -> int:
+    """So many seconds in frames of the segmentation, at least one."""
     return max(1, round(seconds * FRAMES_PER_SECOND))
 
 
@@ -61,38 +62,84 @@ def speaker_change(windows: Sequence[LocalActivity], first: int, end: int, reach
     return total / np.maximum(number, 1)
 
 
-def find_stretches(
-    single: NDArray[np.bool_], change: NDArray[np.float32], settings: StretchSettings, first: int = 0
-) -> list[Stretch]:
-    """Cut the runs of frames in which one speaks where the speaker changes, and where they are too long.
+class StretchFinder:
+    """Cuts the runs of frames in which one speaks where the speaker changes, and where they are too long.
 
-    Args:
-        single: whether one person speaks in each frame.
-        change: of `speaker_change`, for the same frames.
-        first: the number of the first of these frames.
+    Frames come in pieces; how they are cut into pieces does not change what is found.
     """
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], single.astype(np.int8), [0]])))
-    found = []
-    for start, end in zip(edges[::2], edges[1::2], strict=True):
-        places = [int(start), *_peaks(change, int(start), int(end), settings), int(end)]
-        for low, high in zip(places[:-1], places[1:], strict=True):
-            pieces = -(-(high - low) // frames(settings.longest))
-            bounds = [low + (high - low) * piece // pieces for piece in range(pieces + 1)]
-            found += [Stretch(first + a, first + b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-    return found
+
+    def __init__(self, settings: StretchSettings) -> None:
+        self._reach = frames(settings.change_reach)
+        self._threshold = settings.change_threshold
+        self._longest, self._rest = frames(settings.longest), frames(settings.window)
+        self._first = 0  # number of the first frame that is kept
+        self._searched: int | None = None  # up to where the open run's changes are known; None: no run is open
+        self._single = np.zeros(0, bool)
+        self._change = np.zeros(0, np.float32)
+
+    @property
+    def first_open(self) -> int:
+        """The first frame that may still become part of a stretch."""
+        return self._first
+
+    def push(self, single: NDArray[np.bool_], change: NDArray[np.float32], last: bool = False) -> list[Stretch]:
+        """Take more frames; return the stretches that are whole.
+
+        Args:
+            single: whether one person speaks in each frame.
+            change: of `speaker_change`, for the same frames.
+            last: there are no more.
+        """
+        self._single = np.concatenate([self._single, single])
+        self._change = np.concatenate([self._change, change])
+        count, keep = len(self._single), len(self._single)
+        found: list[Stretch] = []
+        for start, end in runs(self._single):
+            searched = self._searched if start == 0 and self._searched is not None else start + self._reach
+            open_end = end == count and not last
+            places, known = self._changes(start, end, searched, open_end)
+            for low, high in zip(places[:-1], places[1:], strict=True):
+                found += self._pieces(low, high)
+            if open_end:
+                keep = places[-1]
+                pieces = self._pieces(keep, known, whole=False)
+                found += pieces
+                keep += len(pieces) * self._longest
+                self._searched = known - keep
+        if keep == count:
+            self._searched = None
+        result = [Stretch(self._first + stretch.first, self._first + stretch.end) for stretch in found]
+        self._first += keep
+        self._single, self._change = self._single[keep:], self._change[keep:]
+        return result
+
+    def _changes(self, start: int, end: int, searched: int, open_end: bool) -> tuple[list[int], int]:
+        """Where a run is to be cut, its start and, if it has ended, its end included; and how far that is certain.
+
+        A change is the highest frame of each rise over the threshold, not within reach of the run's ends.
+        """
+        places, high = [start], max(end - self._reach, searched)
+        known = high
+        for rise, fall in runs(self._change[searched:high] > self._threshold):
+            if open_end and searched + fall == high:
+                known = searched + rise
+                break
+            places.append(searched + rise + int(self._change[searched + rise : searched + fall].argmax()))
+        return (places if open_end else [*places, end]), known
+
+    def _pieces(self, low: int, high: int, whole: bool = True) -> list[Stretch]:
+        """A stretch cut into pieces of the longest length; the last one, which may be longer by a window, if whole."""
+        pieces = []
+        while high - low >= self._longest + self._rest:
+            pieces.append(Stretch(low, low + self._longest))
+            low += self._longest
+        return [*pieces, Stretch(low, high)] if whole else pieces
 
 
-def _peaks(change: NDArray[np.float32], start: int, end: int, settings: StretchSettings) -> list[int]:
-    """Highest frames of each rise over the threshold, not within reach of the run's ends."""
-    reach = frames(settings.change_reach)
-    low, high = start + reach, end - reach
-    if low >= high:
-        return []
-    over = change[low:high] > settings.change_threshold
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], over.astype(np.int8), [0]])))
-    return [
-        low + int(a) + int(change[low + a : low + b].argmax()) for a, b in zip(edges[::2], edges[1::2], strict=True)
-    ]
+def runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Start and end of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def embedding_windows(stretch: Stretch, settings: StretchSettings) -> list[Stretch]:
