@@ -57,8 +57,8 @@ class AnalysisSettings:
 
     step: float = 2.5
     batch: int = 4
-    speech: float = 0.5
-    overlap: float = 0.5
+    speech: float = 0.55
+    overlap: float = 0.45
     stretches: StretchSettings = StretchSettings()
 
 
