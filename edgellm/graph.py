@@ -96,6 +96,7 @@ class Attention:
     ``sinks`` names a weight (heads,) of logits that take part in the softmax denominator only.
     Where ``v`` is None, each key's first ``value_dim`` numbers are its value too, and are stored once: the latent
     cache of DeepSeek-V2 (2024), whose one key-value head all query heads read.
+    Without ``causal``, every row sees the keys of all rows of the step, whatever their positions.
     """
 
     out: Value
@@ -109,6 +110,7 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     sinks: str | None = None
+    causal: bool = True
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,51 @@ class RoundRows:
     x: Value
 
 
+@dataclass(frozen=True)
+class Input:
+    """The rows that a step is given instead of tokens, such as the frames of a spectrogram."""
+
+    out: Value
+
+
+@dataclass(frozen=True)
+class Unfold:
+    """Each ``stride``-th row with its neighbours beside it: what a one-dimensional convolution multiplies.
+
+    Row r of ``out`` is rows ``stride * r - size // 2`` to ``stride * r - size // 2 + size - 1`` of ``x``, one after the
+    other; rows before the first and after the last are zero. There are ``rows // stride`` of them.
+    """
+
+    out: Value
+    x: Value
+    size: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """Keep the keys and values of all rows for the decoder's layer ``layer``; ``out`` is ``k`` again."""
+
+    out: Value
+    k: Value
+    v: Value
+    layer: int
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """Attention of each row over all keys and values of its source, which an encoder has stored for ``layer``.
+
+    q and out (heads * head_dim); ``out = softmax(scale * q k.T) v`` for each head (Vaswani et al. 2017).
+    """
+
+    out: Value
+    q: Value
+    layer: int
+    heads: int
+    scale: float
+
+
 Operation = (
     Embedding
     | Norm
@@ -268,6 +315,10 @@ Operation = (
     | Slice
     | Join
     | RoundRows
+    | Input
+    | Unfold
+    | StoreSource
+    | CrossAttention
 )
 
 
@@ -297,7 +348,10 @@ class CacheLayer:
 
 @dataclass(frozen=True)
 class Graph:
-    """A whole model. ``operations`` are in an order in which they can be run."""
+    """A whole model. ``operations`` are in an order in which they can be run.
+
+    ``source`` is what each layer keeps of what an encoder has read, of which there are ``source_length`` rows.
+    """
 
     architecture: str
     operations: tuple[Operation, ...]
@@ -305,6 +359,8 @@ class Graph:
     logits: Value
     context_length: int
     embedding_width: int
+    source: tuple[CacheLayer, ...] = ()
+    source_length: int = 0
 
     @property
     def vocabulary_size(self) -> int:

@@ -312,6 +312,55 @@ ROWS = _record(
 )
 
 
+# edgellm.kernels.unfold
+UNFOLD = _record(
+    "Unfold",
+    "rows",  # address of the number of rows to write
+    "input_rows",  # address of the number of rows there are
+    "width",  # values in a row of the input
+    "size",  # neighbours side by side
+    "stride",  # rows from one to the next
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "output",  # address of float32
+    "output_stride",  # bytes
+)
+
+
+# edgellm.kernels.mel
+MEL = _record(
+    "Mel",
+    "frames",  # address of the number of frames
+    "samples",  # address of float32: 400 from frame to frame's end, 160 from frame to frame
+    "window",  # address of float32 (201): the first half of the window
+    "waves",  # address of cosines and sines, see mel.py
+    "filters",  # address of float32 (groups, 224, 16): the weight of each power in 16 mel bands
+    "ranges",  # address of int32 (groups, 4): which even and which odd powers a group reads
+    "groups",  # of 16 mel bands
+    "output",  # address of float32: logarithms
+    "output_stride",  # bytes
+    "peaks",  # address of float32, 64 bytes for each thread: the largest logarithm that it has seen
+    "scratch",  # address of each thread's memory, see mel.py
+    "scratch_stride",  # bytes
+)
+
+
+# edgellm.kernels.choose
+CHOOSE = _record(
+    "Choose",
+    "rows",  # address of the number of rows
+    "logits",  # address of float32
+    "logits_stride",  # bytes
+    "bias",  # address of float32: rows of what is added to the logits, minus infinity for what must not be chosen
+    "bias_stride",  # bytes
+    "rules",  # address of int32, 8 for each row: see choose.py
+    "timestamps",  # number of the first timestamp
+    "count",  # candidates wanted
+    "tokens",  # address of int32 (rows, 16): the best, the best first
+    "scores",  # address of float32 (rows, 16): their log-probabilities
+)
+
+
 def _lines(name: str, *fields: str) -> Any:
     """Fields a cache line apart, so that threads do not disturb each other."""
     make: Any = namedtuple

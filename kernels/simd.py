@@ -498,6 +498,25 @@ def exponential(value):
 
 
 @helper
+def logarithm(value):
+    """ln of positive normal numbers to about 1e-7: the exponent, and a series (2 atanh) of the mantissa."""
+    bits = float_bits(value)
+    # The mantissa between sqrt(1/2) and sqrt(2): take off so much of the exponent.
+    whole = (bits - splat_int(0x3F3504F3)) >> splat_int(23)
+    whole = (whole ^ splat_int(256)) - splat_int(256)  # the shift moved zeros in: back to negative exponents
+    mantissa = bits_float(bits - (whole << splat_int(23)))
+    one = splat_float(1.0)
+    ratio = (mantissa - one) / (mantissa + one)
+    square = ratio * ratio
+    p = splat_float(0.22222222)
+    p = multiply_add(p, square, splat_float(0.28571429))
+    p = multiply_add(p, square, splat_float(0.4))
+    p = multiply_add(p, square, splat_float(0.66666667))
+    p = multiply_add(p, square, splat_float(2.0))
+    return multiply_add(to_floats(whole), splat_float(0.6931471805599453), ratio * p)
+
+
+@helper
 def tanh(value):
     """1 - 2 / (e^2x + 1)."""
     one = splat_float(1.0)

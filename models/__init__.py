@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgellm.errors import CorruptFileError
+from edgellm.errors import CorruptFileError, UnsupportedModelError
 from edgellm.graph import Graph
 from edgellm.models.blocks import GraphBuilder
 from edgellm.models.registry import find_architecture, known_architectures
@@ -36,6 +36,8 @@ def build_graph(file: GGUFFile, context_length: int | None = None) -> Graph:
         raise CorruptFileError(
             "the file has no general.architecture, so it is not a model", "check that it is complete"
         )
+    if name == "whisper":
+        raise UnsupportedModelError("this is a speech model, not a language model", "use: edgellm transcribe --model")
     describe = find_architecture(name)
     builder = GraphBuilder(file, name, context_length)
     return builder.finish(describe(builder))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ class Batch:
     block_tables: Int32Array  # (sequences, blocks)
     outputs: Int32Array  # (outputs,): rows whose logits are wanted
     scales: tuple[float, ...] = ()  # of each adapter of the graph, for all rows; empty: 1 for each
+    sources: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))  # (rows,): which source each attends to
 
     def scale_of(self, adapter: int | None) -> float:
         """The scale of an adapter by its number; 1 for None."""
@@ -58,3 +59,34 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give all memory and threads back."""
+
+
+class SpeechExecutor(Executor, Protocol):
+    """Runs the decoder of a speech model, like any executor, and the encoder before it."""
+
+    sources: int
+
+    def reserve_sources(self, count: int) -> None:
+        """Make room for the keys and values of so many sources."""
+
+    def spectrogram(self, samples: Float32Array) -> Float32Array:
+        """Log-mel frames (2 * source_length, mel_bins) of sound at 16 kHz; valid until the next call."""
+
+    def encode(self, frames: Float32Array, source: int) -> None:
+        """Read log-mel frames (2 * source_length, mel_bins) and keep what the decoder needs as number ``source``."""
+
+    def encoded(self) -> Float32Array:
+        """The encoder's output (source_length, width) for the frames read last; a copy."""
+
+    def prepare_choosing(self, timestamps: int, bias: Float32Array) -> None:
+        """Set what `choose` goes by: the number of the first timestamp, and the rows of biases (kinds, vocabulary)."""
+
+    def choose(self, batch: Batch, rules: Int32Array, count: int) -> tuple[Int32Array, Float32Array]:
+        """Like ``step``, but gives the ``count`` likeliest tokens of each output that its rules allow, and their
+        log-probabilities; see `edgellm.platforms.choosing`."""
+
+    def last_logits(self, count: int) -> Float32Array:
+        """The logits (count, vocabulary) by which `choose` chose last, of at most 64 outputs."""
+
+    def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...]) -> Float32Array:
+        """Like ``step``, but gives (heads, rows, source_length): how rows attend to their sources."""

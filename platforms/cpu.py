@@ -20,7 +20,7 @@ from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
 from edgellm.platforms.cpu_amx import FEWEST_ROWS, TiledProducts, tile_kernels
 from edgellm.platforms.cpu_cache import CacheMemory
-from edgellm.platforms.cpu_parts import MAX_OUTPUTS, MAX_ROWS, Int64Array, Step, kernel_names
+from edgellm.platforms.cpu_parts import Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
 from edgellm.platforms.cpu_weights import WeightLoader
 from edgellm.platforms.features import physical_cores
@@ -55,7 +55,9 @@ class CPUExecutor:
         UnsupportedModelError, InvalidSettingError, OutOfMemoryError.
     """
 
-    max_rows = MAX_ROWS
+    planner_type = Planner
+    takes_tiles = True
+    max_rows = Planner.max_rows
 
     def __init__(
         self,
@@ -83,10 +85,17 @@ class CPUExecutor:
 
     # -- loading ------------------------------------------------------------------------------------------------
 
+    def _kernel_names(self, formats: dict[str, str], cache_type: str) -> set[str]:
+        return kernel_names(self.graph, formats, cache_type)
+
+    def _whole_graph(self) -> Graph:
+        """All operations that name weights."""
+        return self.graph
+
     def _load_kernels(self, cache_type: str, loader: WeightLoader) -> None:
         formats = {name: matrix.format.name for name, matrix in loader.matrices.items()}
-        names = kernel_names(self.graph, formats, cache_type) | set(TEAM_KERNELS) | loader.kernels
-        mode = amx_mode()
+        names = self._kernel_names(formats, cache_type) | set(TEAM_KERNELS) | loader.kernels
+        mode = amx_mode() if self.takes_tiles else None
         self._tiles = TiledProducts(mode, self.threads) if mode else None
         names |= tile_kernels(loader.matrices, mode) if mode else set()
         library = KernelLibrary(current_target(), kernels_folder(), self._progress)
@@ -97,7 +106,7 @@ class CPUExecutor:
 
     def _load(self, cache_type: str, meanwhile: Callable[[], object] | None) -> None:
         """Pack the weights on all threads and plan; ``meanwhile`` is called in between."""
-        loader = WeightLoader(self._weights, self.graph)
+        loader = WeightLoader(self._weights, self._whole_graph())
         self._weight_bytes = loader.total_bytes
         self._load_kernels(cache_type, loader)
         try:
@@ -117,7 +126,7 @@ class CPUExecutor:
             raise
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
-        planner = Planner(
+        planner = self.planner_type(
             self.graph, matrices, self._read_vectors(), cache_type, self._cache, self.threads, self._tiles
         )
         steps = planner.plan()
@@ -129,18 +138,19 @@ class CPUExecutor:
         self._tiled_body = _plan_array(planner.tiled_body, self._addresses)
         vocabulary = self.graph.vocabulary_size
         logits = planner.logits
+        count = planner.max_outputs
         self._logits = np.lib.stride_tricks.as_strided(
-            logits.data[: MAX_OUTPUTS * logits.stride].view(np.float32), (MAX_OUTPUTS, vocabulary), (logits.stride, 4)
+            logits.data[: count * logits.stride].view(np.float32), (count, vocabulary), (logits.stride, 4)
         )
         self._embedded = [
-            (operation, buffer.data[: MAX_ROWS * buffer.stride].view(np.float32).reshape(MAX_ROWS, -1))
+            (operation, buffer.data[: self.max_rows * buffer.stride].view(np.float32).reshape(self.max_rows, -1))
             for operation, buffer in planner.embeddings
         ]
 
     def _read_vectors(self) -> dict[str, NDArray[np.float32]]:
         """Norm weights, biases and sinks, decoded."""
         names: set[str | None] = set()
-        for operation in self.graph.operations:
+        for operation in self._whole_graph().operations:
             match operation:
                 case Norm():
                     names |= {operation.weight, operation.bias}
@@ -192,11 +202,11 @@ class CPUExecutor:
 
     def _run_head(self, outputs: NDArray[np.int32]) -> Float32Array:
         count = len(outputs)
-        if 0 < count <= MAX_OUTPUTS:
+        if 0 < count <= self._planner.max_outputs:
             return self._run_outputs(outputs)
         logits = np.empty((count, self.graph.vocabulary_size), np.float32)
-        for first in range(0, count, MAX_OUTPUTS):
-            part = outputs[first : first + MAX_OUTPUTS]
+        for first in range(0, count, self._planner.max_outputs):
+            part = outputs[first : first + self._planner.max_outputs]
             logits[first : first + len(part)] = self._run_outputs(part)
         return logits
 
@@ -209,8 +219,8 @@ class CPUExecutor:
     def _take(self, batch: Batch) -> None:
         """Check a batch and copy it to where the kernels look."""
         rows, inputs = len(batch.tokens), self._inputs
-        if not 1 <= rows <= MAX_ROWS:
-            raise InvalidSettingError(f"a step of {rows} rows", f"use 1 to {MAX_ROWS}")
+        if not 1 <= rows <= self.max_rows:
+            raise InvalidSettingError(f"a step of {rows} rows", f"use 1 to {self.max_rows}")
         self._check_rows(batch)
         inputs.rows[0] = rows
         inputs.positions[:rows] = batch.positions

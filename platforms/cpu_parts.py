@@ -106,6 +106,12 @@ class Inputs:
     slots: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_ROWS, np.int32))
     chosen: NDArray[np.int32] = field(default_factory=lambda: np.zeros(MAX_OUTPUTS, np.int32))
 
+    @classmethod
+    def of(cls, rows: int, outputs: int) -> Inputs:
+        """For steps of up to so many rows and outputs."""
+        positions, sequences, slots = (np.zeros(rows, np.int32) for _ in range(3))
+        return cls(positions=positions, sequences=sequences, slots=slots, chosen=np.zeros(outputs, np.int32))
+
     def count_address(self, which: str) -> int:
         """Of the number of rows or of outputs."""
         return (self.rows if which == ROWS else self.outputs).ctypes.data

@@ -38,7 +38,6 @@ from edgellm.platforms.cpu_experts import ExpertPlanner
 from edgellm.platforms.cpu_parts import (
     FEW_ROWS,
     MANY_ROWS,
-    MAX_ROWS,
     OUTPUTS,
     ROWS,
     Buffer,
@@ -190,7 +189,7 @@ class Planner(ExpertPlanner):
     def _rope_table(self, operation: Rope) -> RopeTable:
         key = (operation.frequencies, operation.magnitude)
         if key not in self._tables:
-            shape = (MAX_ROWS, len(operation.frequencies))
+            shape = (self.max_rows, len(operation.frequencies))
             frequencies = np.asarray(operation.frequencies, np.float64)
             table = RopeTable(
                 frequencies, operation.magnitude, np.zeros(shape, np.float32), np.zeros(shape, np.float32)

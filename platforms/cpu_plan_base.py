@@ -46,7 +46,13 @@ from edgellm.platforms.cpu_parts import (
 
 
 class PlanBase:
-    """Buffers, steps and what they need; the operations are planned by the classes made from it."""
+    """Buffers, steps and what they need; the operations are planned by the classes made from it.
+
+    A step has at most ``max_rows`` rows, and logits of at most ``max_outputs`` are computed at once.
+    """
+
+    max_rows = MAX_ROWS
+    max_outputs = MAX_OUTPUTS
 
     def __init__(
         self,
@@ -60,7 +66,7 @@ class PlanBase:
     ) -> None:
         self._graph, self._matrices, self._vectors = graph, matrices, vectors
         self._cache, self._cache_type, self._threads = cache, cache_type, threads
-        self.inputs = Inputs()
+        self.inputs = Inputs.of(self.max_rows, self.max_outputs)
         self.pool = BufferPool()
         self.steps: list[Step] = []
         self.body = 0
@@ -106,7 +112,7 @@ class PlanBase:
         return 0 if name is None else self._constant(self._vectors[name])
 
     def _rows(self) -> int:
-        return MAX_ROWS if self._count == ROWS else MAX_OUTPUTS
+        return self.max_rows if self._count == ROWS else self.max_outputs
 
     def _new(self, value: Value) -> Buffer:
         buffer = self.pool.take(self._rows(), 4 * padded(value.width))

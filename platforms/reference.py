@@ -74,7 +74,7 @@ class ReferenceExecutor:
         self._closed = False
         self._last_uses = _last_uses(graph)
         tables = [op for op in graph.operations if isinstance(op, Embedding) and not op.positions]
-        self._vocabulary_size = min(weights.info(table.weight).shape[0] for table in tables)
+        self._vocabulary_size = min((weights.info(table.weight).shape[0] for table in tables), default=1)
         self.block_bytes = BLOCK_TOKENS * sum(layer.numbers for layer in graph.cache) * self._dtype.itemsize
         self.reserve(0)
 

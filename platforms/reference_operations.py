@@ -78,7 +78,8 @@ def attend(
     seen = key_positions <= positions[:, None]
     if operation.window is not None:
         seen &= key_positions > positions[:, None] - operation.window
-    scores[:, :, ~seen] = -np.inf
+    if operation.causal:
+        scores[:, :, ~seen] = -np.inf
     largest = scores.max(axis=-1, keepdims=True)
     if sinks is not None:
         largest = np.maximum(largest, sinks)

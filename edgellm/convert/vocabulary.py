@@ -235,7 +235,7 @@ def _from_tiktoken(files: TokenizerFiles, forced: str | None) -> Tokens:
             "how tiktoken.model cuts text is not written anywhere", "name a known way: --pre-tokenizer NAME"
         )
     ranks = read_tiktoken(files.folder / "tiktoken.model")
-    letters = _byte_letters()
+    letters = byte_letters()
     tokens = Tokens("gpt2", pre_tokenizer=_known(forced) if forced else "kimi-k2")
     for token, rank in ranks.items():
         tokens.put(rank, token.decode("latin-1").translate(letters), NORMAL)
@@ -245,7 +245,7 @@ def _from_tiktoken(files: TokenizerFiles, forced: str | None) -> Tokens:
     return tokens
 
 
-def _byte_letters() -> dict[int, int]:
+def byte_letters() -> dict[int, int]:
     """Byte to the printable character that GPT-2 writes it with."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

@@ -1,0 +1,69 @@
+"""From the tokens of a window to segments, and how far the window got (openai-whisper, ``transcribe.py``)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgellm.speech.tokens import SECONDS_PER_TIMESTAMP
+
+
+@dataclass(frozen=True)
+class Part:
+    """A segment of a window: seconds within it, and its tokens with its timestamps."""
+
+    start: float
+    end: float
+    tokens: tuple[int, ...]
+
+
+REST_SECONDS = 1.0
+"""What a whole window leaves unheard is read again if it is longer than this."""
+
+
+def split(
+    tokens: Sequence[int], timestamps: int, seconds: float, whole: bool = False
+) -> tuple[list[Part], float]:
+    """Cut a window's tokens where two timestamps follow each other.
+
+    Args:
+        tokens: text and timestamps.
+        timestamps: number of the first timestamp, 0 s.
+        seconds: length of the window's sound.
+        whole: the sound ends with the window, so that what follows the last pair of timestamps is not cut off.
+
+    Returns:
+        The segments, and the second from which on the window is still to be transcribed: what follows the last pair of
+        timestamps was cut off in the middle, unless the window ends with a single one.
+    """
+    stamped = [token >= timestamps for token in tokens]
+    single_end = len(tokens) > 0 and stamped[-2:] in ([False, True], [True])
+    cuts = [place for place in range(1, len(tokens)) if stamped[place - 1] and stamped[place]]
+    if not cuts:
+        times = [token for token in tokens if token >= timestamps and token != timestamps]
+        end = (times[-1] - timestamps) * SECONDS_PER_TIMESTAMP if times else seconds
+        begin = (tokens[0] - timestamps) * SECONDS_PER_TIMESTAMP if stamped[:1] == [True] and times else 0.0
+        return [Part(min(begin, end), end, tuple(tokens))], seconds
+    if single_end:
+        cuts.append(len(tokens))
+    parts, first = [], 0
+    for cut in cuts:
+        piece = tokens[first:cut]
+        begin, end = ((piece[place] - timestamps) * SECONDS_PER_TIMESTAMP for place in (0, -1))
+        parts.append(Part(begin, max(begin, end), tuple(piece)))
+        first = cut
+    if single_end:
+        return parts, seconds
+    reached = (tokens[first - 1] - timestamps) * SECONDS_PER_TIMESTAMP
+    rest = tokens[first:]
+    if whole and len(rest) > 1:
+        begin = max(reached, (rest[0] - timestamps) * SECONDS_PER_TIMESTAMP) if rest[0] >= timestamps else reached
+        return [*parts, Part(min(begin, seconds), seconds, tuple(rest))], seconds
+    return parts, seconds if whole and seconds - reached <= REST_SECONDS else reached
+
+
+def compression_ratio(text: str) -> float:
+    """How many times shorter zlib makes a text: high where it repeats itself; 0 for none."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data)) if data else 0.0

@@ -1,0 +1,242 @@
+"""Windows of several tracks decoded side by side: prompts, fallback to other temperatures, silence, and segments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from edgellm.audio import SAMPLE_RATE
+from edgellm.speech.decoding import Decoded, Request
+from edgellm.speech.model import WhisperModel
+from edgellm.speech.results import Segment
+from edgellm.speech.segmentation import REST_SECONDS, Part, compression_ratio, split
+from edgellm.speech.settings import TranscriptionSettings
+from edgellm.speech.tokens import SECONDS_PER_TIMESTAMP
+from edgellm.speech.tracks import Track
+
+_SHORTEST = 0.2
+"""Seconds at a track's end that are not worth a window."""
+_FRAMES_PER_SECOND = 100
+
+
+@dataclass
+class Clock:
+    """Seconds spent on each stage."""
+
+    features: float = 0.0
+    encoder: float = 0.0
+    decoder: float = 0.0
+    alignment: float = 0.0
+
+
+@dataclass
+class History:
+    """What was said so far, as tokens; what stands before ``begins`` is not given to later windows."""
+
+    tokens: list[int] = field(default_factory=list)
+    begins: int = 0
+
+
+@dataclass
+class Running:
+    """A track that is being transcribed."""
+
+    track: Track
+    history: History
+    seek: float = 0.0
+    done: bool = False
+    ready: list[Segment] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A window that was read: the track it is of, and its length in seconds."""
+
+    running: Running
+    window: int
+    seconds: float
+
+
+class WindowDecoder:
+    """Transcribes tracks, up to ``settings.batch_size`` at once.
+
+    Args:
+        model: the model.
+        settings: how to transcribe; the language is known.
+        language: code of the language.
+        condition: whether windows get the text before them.
+        clock: gets the seconds spent.
+    """
+
+    def __init__(
+        self, model: WhisperModel, settings: TranscriptionSettings, language: str, condition: bool, clock: Clock
+    ) -> None:
+        self._model, self._settings, self._condition, self._clock = model, settings, condition, clock
+        self._language = language
+        self._tokens = model.tokens
+        self._decoder = model.decoder(settings)
+        self._half = model.graphs.decoder.context_length // 2 - 1
+        self._start = self._tokens.start_sequence(language, settings.task, not settings.without_timestamps)
+        self._initial = self._tokens.encode(f" {settings.initial_prompt.strip()}") if settings.initial_prompt else []
+        self._hotwords = self._tokens.encode(f" {settings.hotwords.strip()}") if settings.hotwords else []
+        self._prefix = self._tokens.encode(f" {settings.prefix.strip()}")[: self._half] if settings.prefix else []
+        self._first = True
+
+    def history(self) -> History:
+        """A new one, which begins with the initial prompt."""
+        return History(list(self._initial))
+
+    def advance(self, tracks: Sequence[Running]) -> None:
+        """One window more of each track."""
+        heard = [window for number, running in enumerate(tracks) if (window := self._hear(number, running))]
+        if not heard:
+            return
+        begun = time.perf_counter()
+        requests = [self._request(window) for window in heard]
+        results = self._decode(requests)
+        self._clock.decoder += time.perf_counter() - begun
+        self._first = False
+        for window, result in zip(heard, results, strict=True):
+            self._take(window, result)
+
+    def _hear(self, number: int, running: Running) -> Heard | None:
+        """Read and encode the next window of a track."""
+        samples = running.track.read(running.seek, self._model.window_samples)
+        if len(samples) < _SHORTEST * SAMPLE_RATE and (running.seek > 0 or not len(samples)):
+            running.done = True
+            return None
+        begun = time.perf_counter()
+        frames = self._model.spectrogram(samples)
+        read = time.perf_counter()
+        self._model.encode(frames, number)
+        self._clock.features += read - begun
+        self._clock.encoder += time.perf_counter() - read
+        return Heard(running, number, len(samples) / SAMPLE_RATE)
+
+    # -- decoding -----------------------------------------------------------------------------------------------
+
+    def _request(self, heard: Heard) -> Request:
+        """The prompt of a window: hotwords and text before it, the start of a transcript, a prefix."""
+        history = heard.running.history
+        before = history.tokens[history.begins :] if self._condition else self._initial if self._first else []
+        if self._settings.carry_initial_prompt and self._initial:
+            before = [*self._initial, *before[len(self._initial) if history.begins == 0 else 0 :]]
+        hot = [] if self._prefix else self._hotwords[: self._half]
+        room = self._half - len(hot)
+        kept = before[-room:] if room > 0 else []
+        if self._settings.carry_initial_prompt and len(before) > room > len(self._initial):
+            kept = [*self._initial, *before[len(self._initial) - room :]]
+        prompt = [self._tokens.previous, *hot, *kept] if hot or kept else []
+        start = len(prompt)
+        prompt += self._start
+        if self._prefix and self._first:
+            stamp = [] if self._settings.without_timestamps else [self._tokens.timestamps]
+            prompt += [*stamp, *self._prefix]
+        goes_on = 0
+        if heard.running.track.whole:
+            goes_on = self._tokens.timestamps + int((heard.seconds - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
+        return Request(heard.window, tuple(prompt), start, goes_on)
+
+    def _decode(self, requests: Sequence[Request]) -> list[Decoded]:
+        """Decode at the first temperature; what fails, at the next ones."""
+        results: list[Decoded | None] = [None] * len(requests)
+        waiting = list(range(len(requests)))
+        for temperature in self._settings.temperature:
+            found = self._decoder.decode([requests[number] for number in waiting], temperature)
+            for number, result in zip(waiting, found, strict=True):
+                results[number] = result
+            waiting = [number for number, result in zip(waiting, found, strict=True) if self._has_failed(result)]
+            if not waiting:
+                break
+        return [result for result in results if result is not None]
+
+    def _has_failed(self, result: Decoded) -> bool:
+        """Whether text repeats itself or is improbable, unless it is silence."""
+        settings = self._settings
+        limit, improbable = settings.logprob_threshold, False
+        if limit is not None:
+            improbable = result.average_log_probability < limit
+        silent = settings.no_speech_threshold is not None and (
+            result.no_speech_probability > settings.no_speech_threshold and (improbable or limit is None)
+        )
+        if silent:
+            return False
+        ratio = settings.compression_ratio_threshold
+        return improbable or (ratio is not None and compression_ratio(self._tokens.text(result.tokens)) > ratio)
+
+    def _is_silence(self, result: Decoded) -> bool:
+        threshold, limit = self._settings.no_speech_threshold, self._settings.logprob_threshold
+        if threshold is None or result.no_speech_probability <= threshold:
+            return False
+        return limit is None or result.average_log_probability <= limit
+
+    # -- segments -----------------------------------------------------------------------------------------------
+
+    def _take(self, heard: Heard, result: Decoded) -> None:
+        """Segments of a decoded window, and where its track goes on."""
+        running = heard.running
+        if self._is_silence(result):
+            running.seek += heard.seconds
+            return
+        parts, advance = split(result.tokens, self._tokens.timestamps, heard.seconds, running.track.whole)
+        segments = self._segments(heard, result, parts)
+        running.ready += segments
+        history = running.history
+        for segment in segments:
+            history.tokens += segment.tokens
+        if result.temperature > self._settings.prompt_reset_on_temperature:
+            history.begins = len(history.tokens)
+        running.seek += advance if advance > 0 else heard.seconds
+
+    def _segments(self, heard: Heard, result: Decoded, parts: Sequence[Part]) -> list[Segment]:
+        track, seek = heard.running.track, heard.running.seek
+        ratio = compression_ratio(self._tokens.text(result.tokens).strip())
+        found = []
+        for part in parts:
+            text = self._tokens.text(part.tokens)
+            if not text.strip() or part.start >= part.end:
+                continue
+            begin = track.start_time(seek + min(part.start, heard.seconds))
+            end = max(begin, track.end_time(seek + min(part.end, heard.seconds)))
+            found.append(
+                Segment(
+                    0, begin, end, text, part.tokens, result.temperature, result.average_log_probability, ratio,
+                    result.no_speech_probability, (), round(track.start_time(seek) * _FRAMES_PER_SECOND),
+                )
+            )  # fmt: skip
+        return found
+
+
+def transcribe_tracks(decoder: WindowDecoder, tracks: Iterator[Track], at_once: int, shared: bool) -> Iterator[Segment]:
+    """The segments of tracks in their order.
+
+    Args:
+        decoder: decodes windows.
+        tracks: what to transcribe.
+        at_once: tracks that are transcribed side by side.
+        shared: whether each track goes on with the text of the one before.
+    """
+    running: list[Running] = []
+    common = decoder.history()
+    ended = False
+    number = 0
+    while True:
+        while not ended and sum(not one.done for one in running) < at_once:
+            track = next(tracks, None)
+            if track is None:
+                ended = True
+            else:
+                running.append(Running(track, common if shared else decoder.history()))
+        if not running:
+            return
+        decoder.advance([one for one in running if not one.done])
+        while running:
+            for segment in running[0].ready:
+                yield replace(segment, id=number)
+                number += 1
+            running[0].ready = []
+            if not running[0].done:
+                break
+            running.pop(0)
+

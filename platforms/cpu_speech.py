@@ -1,0 +1,232 @@
+"""The CPU executor of speech models: the decoder as any graph, and the encoder on the same threads and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from edgellm.errors import InvalidSettingError
+from edgellm.graph import Embedding, Graph, Input
+from edgellm.kernels.packing import PackedMatrix
+from edgellm.kernels.records import ATTENTION, CACHE, CHOOSE
+from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
+from edgellm.platforms.choosing import BIAS, END, FIRST_TEXT, MOST_CANDIDATES, RULES
+from edgellm.platforms.cpu import CPUExecutor, Progress, _plan_array
+from edgellm.platforms.cpu_cache import CacheMemory
+from edgellm.platforms.cpu_parts import kernel_names
+from edgellm.platforms.cpu_speech_plan import DecoderPlanner, EncoderPlanner, source_blocks
+from edgellm.platforms.mel import KERNELS as MEL_KERNELS
+from edgellm.platforms.mel import MelPlan
+from edgellm.weights import WeightStore
+
+
+class CPUSpeechExecutor(CPUExecutor):
+    """Runs a speech model with compiled kernels; see ``edgellm.platforms.batch.SpeechExecutor``.
+
+    Args:
+        encoder: the graph from frames to keys and values.
+        decoder: the graph from tokens to logits.
+        weights, threads, cache_type, progress, meanwhile: as those of `CPUExecutor`; the cache type is also that of
+            the keys and values of sources and of the encoder.
+    """
+
+    planner_type = DecoderPlanner
+    takes_tiles = False  # of AMX, whose inputs are laid out for fewer rows than an encoder has
+    _planner: DecoderPlanner
+
+    def __init__(
+        self,
+        encoder: Graph,
+        decoder: Graph,
+        weights: WeightStore,
+        threads: int | None = None,
+        cache_type: str = "f16",
+        progress: Progress | None = None,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> None:
+        self.encoder_graph = encoder
+        self.sources = 0
+        self._source_memory = CacheMemory(decoder.source, cache_type)
+        self._encoder_cache = CacheMemory(encoder.cache[:1], cache_type)
+        self._source_blocks = source_blocks(decoder.source_length)
+        self._source_tables = np.zeros((0, 0), np.int32)
+        self._filled: set[int] = set()
+        super().__init__(decoder, weights, threads, cache_type, progress, meanwhile)
+
+    # -- loading ------------------------------------------------------------------------------------------------
+
+    def _whole_graph(self) -> Graph:
+        return replace(self.graph, operations=self.encoder_graph.operations + self.graph.operations)
+
+    def _kernel_names(self, formats: dict[str, str], cache_type: str) -> set[str]:
+        names = kernel_names(self.encoder_graph, formats, cache_type) | kernel_names(self.graph, formats, cache_type)
+        return names | MEL_KERNELS | {"unfold.rows", "choose.tokens", f"cache.{cache_type}", f"attention.{cache_type}"}
+
+    def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
+        super()._plan(matrices, cache_type)
+        vectors = self._read_vectors()
+        for operation in self.encoder_graph.operations:
+            if isinstance(operation, Embedding):
+                vectors[operation.weight] = self._weights.float32(operation.weight)
+        planner = EncoderPlanner(
+            self.encoder_graph, matrices, vectors, cache_type, self._encoder_cache, self.threads, self._source_memory
+        )
+        self._encoder_plan = _plan_array(planner.plan(), self._addresses)
+        self._encoder_planner = planner
+        self._frames = self._view(planner.frames.data, planner.frames.stride, 2 * self.graph.source_length)
+        self._encoded = self._view(planner.logits.data, planner.logits.stride, self.graph.source_length)
+        self._mel = MelPlan(self._bins, 2 * self.graph.source_length, self._team, self._addresses)
+        self._encoder_cache.reserve(self._source_blocks)
+        self._encoder_table = np.arange(self._source_blocks, dtype=np.int32)
+        for _layer, store, attend in planner.attention_records:
+            store[CACHE.cache // 8] = attend[ATTENTION.cache // 8] = self._encoder_cache.address(0)
+            attend[ATTENTION.tables // 8] = self._encoder_table.ctypes.data
+
+    @staticmethod
+    def _view(data: object, stride: int, rows: int) -> Float32Array:
+        assert isinstance(data, np.ndarray)
+        return data[: rows * stride].view(np.float32).reshape(rows, -1)
+
+    # -- sources ------------------------------------------------------------------------------------------------
+
+    def reserve_sources(self, count: int) -> None:
+        """Make room for so many sources, in place of those before.
+
+        Raises:
+            OutOfMemoryError: they do not fit the memory.
+        """
+        with self._lock:
+            self._check_open()
+            self._filled.clear()
+            self.sources = 0
+            self._source_memory.reserve(count * self._source_blocks)
+            self._source_tables = np.arange(count * self._source_blocks, dtype=np.int32)
+            for layer, record in self._encoder_planner.source_records:
+                record[CACHE.cache // 8] = self._source_memory.address(layer)
+            for layer, record in self._planner.cross_records:
+                record[ATTENTION.cache // 8] = self._source_memory.address(layer)
+                record[ATTENTION.tables // 8] = self._source_tables.ctypes.data
+            self.sources = count
+
+    def spectrogram(self, samples: Float32Array) -> Float32Array:
+        """Log-mel frames (2 * source_length, mel_bins) of sound at 16 kHz, with silence after it; valid until the next.
+
+        Raises:
+            InvalidSettingError: there are more samples than frames.
+        """
+        with self._lock:
+            self._check_open()
+            return self._mel.run(samples, self._size.threads)[:, : self._bins]
+
+    def encode(self, frames: Float32Array, source: int) -> None:
+        """Run the encoder.
+
+        Raises:
+            InvalidSettingError: there is no such source, or the frames are not of the model's shape.
+        """
+        with self._lock:
+            self._check_open()
+            rows, bins = 2 * self.graph.source_length, self._bins
+            if frames.shape != (rows, bins):
+                raise InvalidSettingError(f"frames of the shape {frames.shape} were given, expected {(rows, bins)}")
+            if not 0 <= source < self.sources:
+                raise InvalidSettingError(f"source {source} is not within 0 to {self.sources - 1}")
+            self._frames[:, :bins] = frames
+            first = source * self._source_blocks * BLOCK_TOKENS
+            self._encoder_planner.source_slots[:] = np.arange(first, first + self.graph.source_length)
+            self._team.run(self._encoder_plan, self._size.threads)
+            self._filled.add(source)
+
+    @property
+    def _bins(self) -> int:
+        return next(op.out.width for op in self.encoder_graph.operations if isinstance(op, Input))
+
+    def encoded(self) -> Float32Array:
+        """The encoder's output (source_length, width) for the frames read last; a copy."""
+        return self._encoded[:, : self.encoder_graph.embedding_width].copy()
+
+    # -- tokens -------------------------------------------------------------------------------------------------
+
+    def prepare_choosing(self, timestamps: int, bias: Float32Array) -> None:
+        """Set what `choose` goes by: the number of the first timestamp, and the rows of biases (kinds, vocabulary)."""
+        with self._lock:
+            self._check_open()
+            step = self._planner.choosing(timestamps, bias)
+            self._kinds = len(bias)
+            self._choosing = np.concatenate([self._head, _plan_array([step], self._addresses)])
+
+    def choose(self, batch: Batch, rules: Int32Array, count: int) -> tuple[Int32Array, Float32Array]:
+        """Run the decoder and choose the likeliest tokens for each output.
+
+        Args:
+            batch: the step.
+            rules: (outputs, RULES), see `edgellm.platforms.choosing`.
+            count: candidates for each output, at most MOST_CANDIDATES.
+
+        Returns:
+            Tokens and their log-probabilities, (outputs, count) each, the best first; -1 where none was allowed.
+        """
+        with self._lock:
+            self._check_open()
+            self._check_rules(rules, len(batch.outputs), count)
+            self._take(batch)
+            self._team.run(self._body, self._size.threads)
+            tokens = np.empty((len(rules), count), np.int32)
+            scores = np.empty((len(rules), count), np.float32)
+            planner = self._planner
+            planner.choose_record[CHOOSE.count // 8] = count
+            for first in range(0, len(rules), planner.max_outputs):
+                part = batch.outputs[first : first + planner.max_outputs]
+                end = first + len(part)
+                planner.rules[: len(part)] = rules[first:end]
+                self._inputs.chosen[: len(part)], self._inputs.outputs[0] = part, len(part)
+                self._team.run(self._choosing, self._size.threads)
+                tokens[first:end] = planner.tokens[: len(part), :count]
+                scores[first:end] = planner.scores[: len(part), :count]
+            return tokens, scores
+
+    def last_logits(self, count: int) -> Float32Array:
+        """The logits (count, vocabulary) by which `choose` chose last, of at most ``max_outputs``."""
+        return self._logits[:count]
+
+    def _check_rules(self, rules: Int32Array, outputs: int, count: int) -> None:
+        if rules.shape != (outputs, RULES) or not 1 <= count <= MOST_CANDIDATES:
+            raise InvalidSettingError(f"rules of the shape {rules.shape} for {outputs} outputs, {count} candidates")
+        limits = rules[:, FIRST_TEXT : END + 1]
+        if rules[:, BIAS].min(initial=0) < 0 or rules[:, BIAS].max(initial=0) >= self._kinds:
+            raise InvalidSettingError("a rule names a bias that there is not")
+        if limits.min(initial=0) < 0 or limits.max(initial=0) > self.graph.vocabulary_size:
+            raise InvalidSettingError("a rule names a token that there is not")
+
+    def _take(self, batch: Batch) -> None:
+        if len(batch.sources) != len(batch.tokens):
+            raise InvalidSettingError("a step of a speech model names the source of each row")
+        missing = set(np.unique(batch.sources).tolist()) - self._filled
+        if missing:
+            raise InvalidSettingError(f"source {min(missing)} has not been encoded")
+        super()._take(batch)
+        self._planner.sources[: len(batch.sources)] = batch.sources
+
+    # -- the rest -----------------------------------------------------------------------------------------------
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of packed weights, of caches and of buffers."""
+        found = super().memory()
+        if not self._closed:
+            found["cache"] += self._source_memory.blocks * self._source_memory.block_bytes
+            found["cache"] += self._encoder_cache.blocks * self._encoder_cache.block_bytes
+            found["buffers"] += self._encoder_planner.pool.total_bytes
+        return found
+
+    def close(self) -> None:
+        """End the threads and give all memory back."""
+        closing = not self._closed
+        super().close()
+        if closing:
+            self._source_memory.clear()
+            self._encoder_cache.clear()
+            self._filled.clear()
+            self._frames = self._encoded = np.zeros((0, 0), np.float32)
+            del self._encoder_planner

@@ -1,0 +1,198 @@
+"""Plans of a speech model's encoder and decoder: what they have beyond the graphs of language models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.graph import Attention, CrossAttention, Embedding, Graph, Input, Operation, StoreSource, Unfold
+from edgellm.kernels import records
+from edgellm.kernels.packing import PackedMatrix, aligned_zeros
+from edgellm.platforms.batch import BLOCK_TOKENS, Float32Array
+from edgellm.platforms.choosing import MOST_CANDIDATES, RULES
+from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
+from edgellm.platforms.cpu_parts import OUTPUTS, ROWS, Buffer, Int64Array, Step, make_record, padded
+from edgellm.platforms.cpu_plan import Planner
+
+FRAMES = OUTPUTS
+"""The count of rows before the convolution that takes every other one: an encoder has no rows to choose."""
+
+
+def source_blocks(length: int) -> int:
+    """Blocks of the cache that a source of so many rows takes."""
+    return -(-length // BLOCK_TOKENS)
+
+
+def cache_shape(layout: BlockLayout, heads: int) -> dict[str, int]:
+    """The fields of a record that say how keys and values lie."""
+    return {
+        "heads": heads,
+        "key_width": layout.key_width,
+        "value_width": layout.value_width,
+        "block_bytes": layout.block_bytes,
+        "head_key_bytes": layout.head_key_bytes,
+        "head_value_bytes": layout.head_value_bytes,
+        "values_offset": layout.values_offset,
+    }
+
+
+class EncoderPlanner(Planner):
+    """The plan of an encoder: all its ``steps`` run once for a source. Its numbers of rows are those of the model.
+
+    Attributes:
+        frames: where the input goes.
+        source_records: layer and record of what stores keys and values for the decoder.
+        source_slots: where the rows of the current source go.
+    """
+
+    frames: Buffer
+
+    def __init__(
+        self,
+        graph: Graph,
+        matrices: dict[str, PackedMatrix],
+        vectors: dict[str, NDArray[np.float32]],
+        cache_type: str,
+        cache: CacheMemory,
+        threads: int,
+        source: CacheMemory,
+    ) -> None:
+        self.max_rows = graph.source_length
+        self._source = source
+        self._kept: set[str] = set()
+        self.source_records: list[tuple[int, Int64Array]] = []
+        self.source_slots = np.zeros(graph.source_length, np.int32)
+        self.max_outputs = 2 * graph.source_length
+        super().__init__(graph, matrices, vectors, cache_type, cache, threads)
+        inputs = self.inputs
+        inputs.rows[0], inputs.outputs[0] = self.max_rows, self.max_outputs
+        inputs.positions[:] = graph.source_length - 1  # every row sees all
+        inputs.slots[:] = np.arange(graph.source_length)
+        inputs.table_stride[0] = 4 * source_blocks(graph.source_length)
+        self._count = FRAMES
+
+    def _count_address(self) -> int:
+        return self.inputs.count_address(self._count)
+
+    def _plan_one(self, number: int, operation: Operation) -> int:
+        match operation:
+            case Input():
+                self.frames = self._new(operation.out)
+            case Unfold():
+                self._unfold(operation)
+            case StoreSource():
+                self._store_source(operation)
+            case Embedding():
+                self._positions(operation)
+            case Attention():
+                # The layers run one after another, so that one layer's room does for all.
+                self._attention(replace(operation, layer=0))
+            case _:
+                return super()._plan_one(number, operation)
+        self._release_dead(number)
+        return 1
+
+    def _release_dead(self, number: int) -> None:
+        for name in [name for name in self._kept if self._last_use.get(name, -1) <= number]:
+            self._kept.remove(name)
+            del self._buffers[name]  # not to the pool: the next source needs it again
+        super()._release_dead(number)
+
+    def _positions(self, operation: Embedding) -> None:
+        """The table of positions, which is the same for every source."""
+        table = self._vectors[operation.weight]
+        stride = 4 * padded(operation.out.width)
+        data = aligned_zeros(len(table) * stride)
+        data.view(np.float32).reshape(len(table), -1)[:, : table.shape[1]] = operation.scale * table
+        self._buffers[operation.out.name] = Buffer(data, stride)
+        self._kept.add(operation.out.name)
+
+    def _unfold(self, operation: Unfold) -> None:
+        source, there = self._buffers[operation.x.name], self._count_address()
+        if operation.stride != 1:
+            self._count = ROWS
+        target = self._new(operation.out)
+        record = make_record(
+            records.UNFOLD, rows=self._count_address(), input_rows=there, width=operation.x.width, size=operation.size,
+            stride=operation.stride, input=source.address, input_stride=source.stride, output=target.address,
+            output_stride=target.stride,
+        )  # fmt: skip
+        self._emit("unfold.rows", record, [source], [target])
+
+    def _store_source(self, operation: StoreSource) -> None:
+        layer = self._graph.source[operation.layer]
+        k, v = self._buffers[operation.k.name], self._buffers[operation.v.name]
+        record = make_record(
+            records.CACHE, rows=self._count_address(), keys=k.address, keys_stride=k.stride, values=v.address,
+            values_stride=v.stride, slots=self.source_slots.ctypes.data,
+            **cache_shape(BlockLayout.of(layer, self._cache_type), layer.kv_heads),
+        )  # fmt: skip
+        self._emit(f"cache.{self._cache_type}", record, [k, v], [self._source.layer(operation.layer)])
+        self.source_records.append((operation.layer, record))
+
+
+class DecoderPlanner(Planner):
+    """The plan of a decoder that attends to sources.
+
+    Attributes:
+        sources: the source of each row of a step.
+        cross_records: layer and record of each attention to a source.
+        rules, tokens, scores: what the choosing step is told and what it finds.
+    """
+
+    max_outputs = 64
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.sources = np.zeros(self.max_rows, np.int32)
+        self._last_rows = np.full(self.max_rows, self._graph.source_length - 1, np.int32)
+        self._table_stride = np.array([4 * source_blocks(self._graph.source_length)], np.int64)
+        self.cross_records: list[tuple[int, Int64Array]] = []
+        self.rules = np.zeros((self.max_outputs, RULES), np.int32)
+        self.tokens = np.zeros((self.max_outputs, MOST_CANDIDATES), np.int32)
+        self.scores = np.zeros((self.max_outputs, MOST_CANDIDATES), np.float32)
+
+    def choosing(self, timestamps: int, bias: Float32Array) -> Step:
+        """The step after the head that chooses tokens by ``rules``.
+
+        Args:
+            timestamps: number of the first timestamp.
+            bias: (kinds, vocabulary).
+        """
+        wide = np.full((len(bias), padded(bias.shape[1])), -np.inf, np.float32)
+        wide[:, : bias.shape[1]] = bias
+        self._constants.append(wide)
+        self.choose_record = make_record(
+            records.CHOOSE, rows=self.inputs.count_address(OUTPUTS), logits=self.logits.address,
+            logits_stride=self.logits.stride, bias=wide.ctypes.data, bias_stride=wide.strides[0],
+            rules=self.rules.ctypes.data, timestamps=timestamps, count=1, tokens=self.tokens.ctypes.data,
+            scores=self.scores.ctypes.data,
+        )  # fmt: skip
+        return Step("choose.tokens", self.choose_record, [self.logits], [], barrier=True)
+
+    def _plan_one(self, number: int, operation: Operation) -> int:
+        if not isinstance(operation, CrossAttention):
+            return super()._plan_one(number, operation)
+        self._cross_attention(operation)
+        self._release_dead(number)
+        return 1
+
+    def _cross_attention(self, operation: CrossAttention) -> None:
+        layer = self._graph.source[operation.layer]
+        layout = BlockLayout.of(layer, self._cache_type)
+        q, target = self._buffers[operation.q.name], self._new(operation.out)
+        scratch_stride = 1024 + 16 * padded(layout.value_width)
+        scratch = self.pool.take(self._threads, scratch_stride)
+        record = make_record(
+            records.ATTENTION, rows=self.inputs.count_address(ROWS), group=1, queries=q.address,
+            queries_stride=q.stride, output=target.address, output_stride=target.stride,
+            positions=self._last_rows.ctypes.data, sequences=self.sources.ctypes.data,
+            tables_stride=self._table_stride.ctypes.data, constants=self._constant([operation.scale, 0.0]),
+            scratch=scratch.address, scratch_stride=scratch_stride, **cache_shape(layout, layer.kv_heads),
+        )  # fmt: skip
+        self._emit(f"attention.{self._cache_type}", record, [q], [target, scratch])
+        self.pool.give(scratch)
+        self.cross_records.append((operation.layer, record))
