@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.diarization.embedding_network import MOST_FRAMES
-from edgellm.diarization.features import FRAME, HOP, fbank, frames_in
+from edgellm.diarization.features import FRAME, HOP, frames_in
 from edgellm.diarization.models import Models
 from edgellm.diarization.segmentation import (
     LocalActivity,
@@ -238,7 +238,7 @@ class Analysis:
 
 def embed(models: Models, samples: Samples) -> NDArray[np.float32]:
     """The embedding of at most two seconds of sound, a unit vector (192,)."""
-    features = fbank(samples[: FRAME + (MOST_FRAMES - 1) * HOP])
+    features = models.fbank(samples[: FRAME + (MOST_FRAMES - 1) * HOP])
     features -= features.mean(axis=0)
     embedding = models.embedding(features=features[None])[0]
     length = float(np.linalg.norm(embedding))

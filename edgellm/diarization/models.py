@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgellm.diarization.checkpoint import Tensors, read_checkpoint
 from edgellm.diarization.embedding_network import embedding_onnx
+from edgellm.diarization.features import Fbank
 from edgellm.diarization.segmentation_network import (
     WindowNormalization,
     filters_onnx,
@@ -21,11 +22,15 @@ from edgellm.diarization.segmentation_network import (
     window_normalization,
 )
 from edgellm.errors import CorruptFileError, EdgeLLMError
+from edgellm.folders import kernels_folder
 from edgellm.hub import resolve
+from edgellm.kernels.library import KernelLibrary
+from edgellm.kernels.target import current_target
 
 log = logging.getLogger(__name__)
 
 ALIAS = "diarization"
+FBANK_KERNEL = "fbank.kaldi"
 SEGMENTATION_FILE = "pyannote-segmentation-3.0.pt"
 EMBEDDING_FILE = "campplus-zh-en-common-advanced.pt"
 _VERSION = 1
@@ -64,12 +69,14 @@ class Models:
         normalization: what is left to be done with their responses.
         segmentation: of `segmentation_onnx`.
         embedding: of `embedding_onnx`.
+        fbank: the features it is fed with.
     """
 
     filters: Network
     normalization: WindowNormalization
     segmentation: Network
     embedding: Network
+    fbank: Fbank
 
 
 def load_models(progress: Progress | None = None, offline: bool = False) -> Models:
@@ -81,10 +88,10 @@ def load_models(progress: Progress | None = None, offline: bool = False) -> Mode
         EdgeLLMError: a package is missing.
     """
     segmentation = Path(resolve(ALIAS, progress, offline))
-    return models_from(segmentation, segmentation.with_name(EMBEDDING_FILE))
+    return models_from(segmentation, segmentation.with_name(EMBEDDING_FILE), progress)
 
 
-def models_from(segmentation: Path, embedding: Path) -> Models:
+def models_from(segmentation: Path, embedding: Path, progress: Progress | None = None) -> Models:
     """The networks from the authors' two checkpoints; what they are converted to is kept beside them."""
     try:
         import onnxruntime  # noqa: F401
@@ -100,7 +107,14 @@ def models_from(segmentation: Path, embedding: Path) -> Models:
         Network(
             _converted(embedding, "network", lambda: embedding_onnx(read_checkpoint(embedding))), "the embedding network"
         ),
+        load_fbank(progress),
     )
+
+
+def load_fbank(progress: Progress | None = None) -> Fbank:
+    """The kernel of the features, compiled if it is not there yet."""
+    library = KernelLibrary(current_target(), kernels_folder(), progress)
+    return Fbank(library.load([FBANK_KERNEL])[FBANK_KERNEL], library)
 
 
 def _converted(checkpoint: Path, part: str, convert: Callable[[], bytes]) -> bytes:
