@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,9 @@ from edgellm.diarization.segmentation_network import (
     WINDOW_STEPS,
 )
 from edgellm.diarization.stretches import (
-    Stretch,
     StretchFinder,
     StretchSettings,
+    Window,
     embedding_windows,
     frames,
     speaker_change,
@@ -55,11 +55,11 @@ class AnalysisSettings:
         stretches: how stretches of one speaker are found and embedded.
     """
 
-    step: float = 2.5
+    step: float = 3.0
     batch: int = 4
     speech: float = 0.55
     overlap: float = 0.45
-    stretches: StretchSettings = StretchSettings()
+    stretches: StretchSettings = field(default_factory=StretchSettings)
 
 
 class _Buffer:
@@ -104,10 +104,10 @@ class Analysis:
         self._first_response = 0
         self._next_window = 0
         self._finder = StretchFinder(settings.stretches)
-        self._waiting: list[tuple[Stretch, Future[NDArray[np.float32]]]] = []
+        self._waiting: list[tuple[Window, Future[NDArray[np.float32]]]] = []
         self.activities: list[LocalActivity] = []
         self.counts = np.zeros(0, np.int8)
-        self.windows: list[Stretch] = []
+        self.windows: list[Window] = []
         self.embeddings: list[NDArray[np.float32]] = []
 
     @property
@@ -214,7 +214,7 @@ class Analysis:
         both = speech & (chances[:, 2] > self._settings.overlap)
         return speech.astype(np.int8) + both.astype(np.int8)
 
-    def _span(self, window: Stretch) -> tuple[int, int]:
+    def _span(self, window: Window) -> tuple[int, int]:
         """First sample of a window and the one after its last."""
         return (
             max(0, int(frame_time(window.first) * SAMPLE_RATE)),

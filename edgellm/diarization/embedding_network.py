@@ -47,8 +47,10 @@ def embedding_onnx(tensors: Tensors) -> bytes:
     x = net.apply("Transpose", "features", perm=[0, 2, 1])
     x = net.apply("Unsqueeze", x, net.weight(np.array([1], np.int64)))
     x = _front_end(net, x, tensors)
-    x = net.apply("Relu", _folded_convolution(net, x, tensors, "xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm",
-                                              strides=[2], pads=[2, 2]))  # fmt: skip
+    x = _folded_convolution(
+        net, x, tensors, "xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm", strides=[2], pads=[2, 2]
+    )
+    x = net.apply("Relu", x)
     for block, (layers, dilation) in enumerate(BLOCKS, start=1):
         for layer in range(1, layers + 1):
             name = f"xvector.block{block}.tdnnd{layer}"
@@ -94,8 +96,8 @@ def _activated_convolution(
 ) -> str:
     """A 1x1 convolution of the rectified, normalized ``x``, in which ``x`` is passed over once before the product.
 
-    With a positive factor f, max(f x + s, 0) = f max(x, -s/f) + s, and with a negative one it is f min(x, -s/f) + s: the
-    factor goes into the weights, the shift into the bias.
+    With a positive factor f, max(f x + s, 0) = f max(x, -s/f) + s, and with a negative one it is f min(x, -s/f) + s:
+    the factor goes into the weights, the shift into the bias.
     """
     factor, shift = batch_normalization(tensors, normalization)
     factor = np.where(np.abs(factor) < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
@@ -113,9 +115,7 @@ def _dense_layer(net: OnnxWriter, x: str, tensors: Tensors, name: str, dilation:
     """What a layer adds: 32 channels, masked by what the window as a whole sounds like."""
     factor, shift = batch_normalization(tensors, f"{name}.nonlinear2.batchnorm")
     weight = tensors[f"{name}.linear1.weight"] * factor[:, None, None]
-    x = net.apply(
-        "Relu", _activated_convolution(net, x, tensors, f"{name}.nonlinear1.batchnorm", weight, shift)
-    )
+    x = net.apply("Relu", _activated_convolution(net, x, tensors, f"{name}.nonlinear1.batchnorm", weight, shift))
     local = net.apply(
         "Conv",
         x,

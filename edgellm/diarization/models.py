@@ -105,7 +105,8 @@ def models_from(segmentation: Path, embedding: Path, progress: Progress | None =
         _described(segmentation, window_normalization, tensors),
         Network(_converted(segmentation, "network", lambda: segmentation_onnx(tensors)), "the segmentation network"),
         Network(
-            _converted(embedding, "network", lambda: embedding_onnx(read_checkpoint(embedding))), "the embedding network"
+            _converted(embedding, "network", lambda: embedding_onnx(read_checkpoint(embedding))),
+            "the embedding network",
         ),
         load_fbank(progress),
     )

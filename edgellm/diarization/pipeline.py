@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,8 @@ class DiarizationSettings:
         shortest: turns below so many seconds are none.
     """
 
-    analysis: AnalysisSettings = AnalysisSettings()
-    clusters: ClusterSettings = ClusterSettings()
+    analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
+    clusters: ClusterSettings = field(default_factory=ClusterSettings)
     sharpness: float = 10.0
     bridged: float = 0.2
     shortest: float = 0.1
@@ -51,9 +51,7 @@ class Diarizer:
         threads: how many calls of the networks run at a time; all cores by default.
     """
 
-    def __init__(
-        self, models: Models, settings: DiarizationSettings | None = None, threads: int | None = None
-    ) -> None:
+    def __init__(self, models: Models, settings: DiarizationSettings | None = None, threads: int | None = None) -> None:
         self.models = models
         self.settings = settings or DiarizationSettings()
         self.threads = threads or _cores()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.diarization.segmentation import LOCAL_SPEAKERS, LocalActivity
-from edgellm.diarization.stretches import Stretch
+from edgellm.diarization.stretches import Window
 
 
 def window_evidence(
-    windows: Sequence[Stretch], similarities: NDArray[np.float32], sharpness: float, count: int
+    windows: Sequence[Window], similarities: NDArray[np.float32], sharpness: float, count: int
 ) -> NDArray[np.float32]:
-    """Probability of each speaker in each frame by the embeddings that cover it, (frames, speakers).
+    """Probability of each speaker in each frame by the embeddings around it, (frames, speakers).
 
-    Zero where there is none.
+    Zero outside the stretches that have any.
 
     Args:
         windows: what was embedded.
@@ -31,7 +32,14 @@ def window_evidence(
     for window, chance in zip(windows, chances, strict=True):
         evidence[window.first : window.end] += chance
     total = evidence.sum(axis=1, keepdims=True)
-    return np.divide(evidence, total, out=evidence, where=total > 0)
+    np.divide(evidence, total, out=evidence, where=total > 0)
+    for before, after in itertools.pairwise(windows):
+        # Windows of one stretch leave gaps: each window reaches half-way.
+        if before.stretch == after.stretch and before.end < after.first:
+            middle = (before.end + after.first) // 2
+            evidence[before.end : middle] = evidence[before.end - 1]
+            evidence[middle : after.first] = evidence[after.first]
+    return evidence
 
 
 def local_votes(

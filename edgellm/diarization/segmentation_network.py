@@ -1,9 +1,9 @@
 """The network of pyannote segmentation-3.0 (PyanNet) as an ONNX graph.
 
-Sinc filters, two convolutions, four bidirectional LSTM layers and a classifier of the seven sets of at most two of three
-speakers (H. Bredin, "pyannote.audio 2.1 speaker diarization pipeline", Interspeech 2023; A. Plaquet and H. Bredin,
-"Powerset multi-class cross entropy loss for neural speaker diarization", Interspeech 2023; M. Ravanelli and Y. Bengio,
-"Speaker recognition from raw waveform with SincNet", SLT 2018).
+Sinc filters, two convolutions, four bidirectional LSTM layers and a classifier of the seven sets of at most two of
+three speakers (H. Bredin, "pyannote.audio 2.1 speaker diarization pipeline", Interspeech 2023; A. Plaquet and
+H. Bredin, "Powerset multi-class cross entropy loss for neural speaker diarization", Interspeech 2023; M. Ravanelli and
+Y. Bengio, "Speaker recognition from raw waveform with SincNet", SLT 2018).
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def sinc_filters(tensors: Tensors) -> NDArray[np.float32]:
 def filters_onnx(tensors: Tensors) -> bytes:
     """The first part, which windows share: samples (1, 1, n) to the filters' responses (1, 160, m).
 
-    Each column stands for three steps of the filters, 30 samples: the largest of each response, then the largest of each
-    negated one. The network normalizes a window before it filters it, which changes a response r into a * r + c, and
-    then takes the largest of the absolute values: that is the larger of a * largest(r) + c and a * largest(-r) - c. So
-    the filters, a quarter of the work, run once over the sound and not once for each window.
+    Each column stands for three steps of the filters, 30 samples: the largest of each response, then the largest of
+    each negated one. The network normalizes a window before it filters it, which changes a response r into a * r + c,
+    and then takes the largest of the absolute values: that is the larger of a * largest(r) + c and a * largest(-r) - c.
+    So the filters, a quarter of the work, run once over the sound and not once for each window.
     """
     net = OnnxWriter()
     x = net.apply("Conv", "samples", net.weight(sinc_filters(tensors)[:, None, :]), strides=[_SINC_STRIDE])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgellm.diarization.clustering import Tree, average_linkage, clusters_at_widest_gap, cosine_distances
 from edgellm.diarization.segmentation import FRAMES_PER_SECOND, LOCAL_SPEAKERS, LocalActivity
-from edgellm.diarization.stretches import Stretch, frames
+from edgellm.diarization.stretches import Window, frames
 from edgellm.errors import InvalidSettingError
 
 Embeddings = NDArray[np.float32]
@@ -28,13 +28,17 @@ class SpeakerCount:
     at_most: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("speakers", self.exactly), ("min_speakers", self.at_least), ("max_speakers", self.at_most)):
+        for name, value in (
+            ("speakers", self.exactly),
+            ("min_speakers", self.at_least),
+            ("max_speakers", self.at_most),
+        ):
             if value is not None and value < 1:
                 raise InvalidSettingError(f"{name} is {value}", "give 1 or more")
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise InvalidSettingError(f"min_speakers {self.at_least} is above max_speakers {self.at_most}")
         if self.exactly is not None and (self.at_least is not None or self.at_most is not None):
-            raise InvalidSettingError("speakers leaves nothing to min_speakers and max_speakers", "give only one of them")
+            raise InvalidSettingError("speakers was given, and a bound besides", "give the number or its bounds")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ClusterSettings:
 
 
 def find_speakers(
-    windows: Sequence[Stretch],
+    windows: Sequence[Window],
     embeddings: Embeddings,
     activities: Sequence[LocalActivity],
     known: SpeakerCount,
@@ -117,7 +121,7 @@ class _Picker:
     """Cuts the tree and says which clusters are speakers."""
 
     def __init__(
-        self, tree: Tree, groups: NDArray[np.int64], windows: Sequence[Stretch], settings: ClusterSettings
+        self, tree: Tree, groups: NDArray[np.int64], windows: Sequence[Window], settings: ClusterSettings
     ) -> None:
         self._tree, self._groups, self._windows, self._settings = tree, groups, windows, settings
         self._needed = min(settings.shortest, settings.smallest_share * self._seconds(np.ones(len(windows), bool)))
@@ -170,6 +174,4 @@ def _smallest_number(activities: Sequence[LocalActivity], settings: ClusterSetti
         active = activity.speakers > 0.5
         alone = active & (active.sum(axis=1, keepdims=True) == 1)
         seen.append(int((alone.sum(axis=0) >= needed).sum()))
-    return max(
-        [1, *(n for n in range(2, LOCAL_SPEAKERS + 1) if np.mean(np.array(seen) >= n) >= settings.local_share)]
-    )
+    return max([1, *(n for n in range(2, LOCAL_SPEAKERS + 1) if np.mean(np.array(seen) >= n) >= settings.local_share)])

