@@ -55,7 +55,7 @@ class AnalysisSettings:
         stretches: how stretches of one speaker are found and embedded.
     """
 
-    step: float = 3.0
+    step: float = 2.5
     batch: int = 4
     speech: float = 0.55
     overlap: float = 0.45

@@ -30,7 +30,7 @@ class StretchSettings:
     shortest: float = 0.3
     longest: float = 10.0
     window: float = 2.0
-    hop: float = 2.0
+    hop: float = 2.5
 
 
 @dataclass(frozen=True)
