@@ -34,6 +34,7 @@ _STAGES = {
     "split": "splitting",
     "join": "joining",
     "hash": "hashing",
+    "diarize": "telling speakers apart",
 }
 _BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "split", "join", "hash"})
 _PATIENCE = 0.4

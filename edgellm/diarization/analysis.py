@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.diarization.embedding_network import MOST_FRAMES
+from edgellm.diarization.embedding_network import EMBEDDING, MOST_FRAMES
 from edgellm.diarization.features import FRAME, HOP, frames_in
 from edgellm.diarization.models import Models
 from edgellm.diarization.segmentation import (
@@ -40,6 +40,8 @@ from edgellm.diarization.stretches import (
 )
 
 Samples = NDArray[np.float32]
+_COVERING = 64
+"""More windows than ever cover the frames that are not certain yet."""
 _STEPS_PER_FRAME = FRAME_SAMPLES // STEP_SAMPLES
 
 
@@ -91,18 +93,25 @@ class Analysis:
 
     Attributes:
         activities: of the windows, in order.
+        heard: samples that came in.
         counts: how many speak in each frame that is certain, int8.
         windows: what was embedded.
         embeddings: a unit vector (192,) for each.
     """
 
-    def __init__(self, models: Models, settings: AnalysisSettings, pool: ThreadPoolExecutor, threads: int) -> None:
+    def __init__(
+        self, models: Models, settings: AnalysisSettings, pool: ThreadPoolExecutor, threads: int, live: bool = False
+    ) -> None:
         self._models, self._settings, self._pool, self._threads = models, settings, pool, threads
+        self._at_once = 1 if live else settings.batch * threads
+        self._live = live
+        self.heard = 0
         self._step = frames(settings.step)
         self._sound = _Buffer()
         self._responses = np.zeros((2 * len(models.normalization.gains), 0), np.float32)
         self._first_response = 0
         self._next_window = 0
+        self._ended = False
         self._finder = StretchFinder(settings.stretches)
         self._waiting: list[tuple[Window, Future[NDArray[np.float32]]]] = []
         self.activities: list[LocalActivity] = []
@@ -110,17 +119,12 @@ class Analysis:
         self.windows: list[Window] = []
         self.embeddings: list[NDArray[np.float32]] = []
 
-    @property
-    def samples(self) -> int:
-        """How many samples came in."""
-        return self._sound.end
-
     def push(self, block: Samples) -> None:
         """Take more of the sound, mono at 16 kHz."""
         self._sound.append(block)
-        wanted = self._settings.batch * self._threads
+        self.heard = self._sound.end
         while True:
-            ready = [self._next_window + number * self._step for number in range(wanted)]
+            ready = [self._next_window + number * self._step for number in range(self._at_once)]
             if ready[-1] * FRAME_SAMPLES + WINDOW_SAMPLES > self._sound.end:
                 return
             self._run(ready)
@@ -137,13 +141,24 @@ class Analysis:
             starts.append(last)
         needed = last * FRAME_SAMPLES + WINDOW_SAMPLES
         self._sound.append(np.zeros(max(0, needed - samples), np.float32))
-        size = self._settings.batch * self._threads
-        for number in range(0, len(starts), size):
-            self._run(starts[number : number + size])
+        for number in range(0, len(starts), self._at_once):
+            self._run(starts[number : number + self._at_once])
         # A frame counts if it begins within the sound.
         within = int(np.ceil((samples / SAMPLE_RATE - frame_time(0)) * SAMPLE_RATE / FRAME_SAMPLES))
         self._conclude(max(len(self.counts), min(within, self.activities[-1].end)), last=True)
         self._collect()
+        self._ended = True
+
+    def unit_embeddings(self) -> NDArray[np.float32]:
+        """All embeddings so far, (windows, 192)."""
+        return np.array(self.embeddings, np.float32).reshape(-1, EMBEDDING)
+
+    def present_counts(self) -> NDArray[np.int8]:
+        """How many speak in each frame, as far as is known now: the last ten seconds may still change."""
+        if self._ended or not self.activities:
+            return self.counts
+        first, end = len(self.counts), self.activities[-1].end
+        return np.concatenate([self.counts, self._count(self.activities[-_COVERING:], first, end)])
 
     def _run(self, starts: Sequence[int]) -> None:
         """The segmentation of some windows."""
@@ -166,7 +181,7 @@ class Analysis:
             return self._responses[:, :0]
         length = (end - first) * STEP_SAMPLES - STEP_SAMPLES // 3 + FILTER_SAMPLES
         samples = self._sound.get(first * STEP_SAMPLES, first * STEP_SAMPLES + length)
-        return self._models.filters(samples=samples[None, None])[0]
+        return np.asarray(self._models.filters(samples=samples[None, None])[0], np.float32)
 
     def _segment(self, starts: Sequence[int]) -> NDArray[np.float32]:
         responses, scales, shifts = [], [], []
@@ -198,6 +213,8 @@ class Analysis:
         for window in windows:
             sound = self._sound.get(*self._span(window)).copy()
             self._waiting.append((window, self._pool.submit(embed, self._models, sound)))
+        if self._live:
+            self._collect()
         if not last:
             self._forget(min(end, self._finder.first_open))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ def povey_window() -> NDArray[np.float32]:
     return np.asarray(hann**0.85, np.float32)
 
 
-def _mel(hertz: NDArray[np.float64] | float) -> NDArray[np.float64]:
+def _mel(hertz: NDArray[np.floating] | float) -> NDArray[np.float64]:
     return np.asarray(1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0))
 
 
@@ -54,7 +55,7 @@ def mel_filters() -> NDArray[np.float32]:
     rising, falling = (points - left) / step, (left + 2 * step - points) / step
     weights = np.maximum(np.minimum(rising, falling), 0.0)
     weights[:, -1] = 0.0  # Kaldi leaves the highest point out
-    return weights.astype(np.float32)
+    return np.asarray(weights, np.float32)
 
 
 def fbank(samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -84,7 +85,7 @@ class Fbank:
         self._call, self._keep_alive = kernel_function(address), keep_alive
         filters = np.ascontiguousarray(mel_filters()[:, : FFT // 2])
         used = [np.flatnonzero(weights) for weights in filters]
-        self._tables = {
+        self._tables: dict[str, NDArray[Any]] = {
             "window": povey_window(),
             "order": _reversed_digits(),
             "factors": _factors(),

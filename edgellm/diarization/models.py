@@ -125,7 +125,7 @@ def _converted(checkpoint: Path, part: str, convert: Callable[[], bytes]) -> byt
         return path.read_bytes()
     except FileNotFoundError:
         pass
-    model = _described(checkpoint, lambda _: convert(), {})
+    model: bytes = _described(checkpoint, lambda _: convert(), {})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

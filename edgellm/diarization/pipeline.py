@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.audio import AudioSource, open_audio
 from edgellm.diarization.analysis import Analysis, AnalysisSettings
-from edgellm.diarization.embedding_network import EMBEDDING
 from edgellm.diarization.models import Models, Progress, load_models
 from edgellm.diarization.reconstruction import active_speakers, local_votes, window_evidence
-from edgellm.diarization.results import Diarization, Turn, speakers_of
+from edgellm.diarization.results import Diarization, Times
 from edgellm.diarization.segmentation import frame_time
 from edgellm.diarization.segmentation_network import SAMPLE_RATE
 from edgellm.diarization.speakers import ClusterSettings, Embeddings, SpeakerCount, find_speakers
 from edgellm.diarization.stretches import runs
+from edgellm.diarization.voices import Voice, recognize
+from edgellm.errors import InvalidSettingError
 
 _BLOCK = 10 * SAMPLE_RATE
+_MOST_OF_ANOTHER = 0.25
+"""How long somebody else may speak in a recording of one voice, as a share of what the one speaks."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Diarizer:
         speakers: int | None = None,
         min_speakers: int | None = None,
         max_speakers: int | None = None,
-        progress: Progress | None = None,
+        channels: bool = False,
     ) -> Diarization:
         """Who spoke when in a sound.
 
@@ -98,61 +102,129 @@ class Diarizer:
             speakers: how many there are, if that is known.
             min_speakers: how many there are at least.
             max_speakers: how many there are at most.
-            progress: called with "diarize", milliseconds done and in all (0 if that is not known).
+            channels: each channel is a speaker of its own.
 
         Raises:
             CorruptFileError: the file cannot be read as sound.
             InvalidSettingError: the numbers of speakers contradict each other.
         """
-        known = SpeakerCount(speakers, min_speakers, max_speakers)
-        analysis = self.start()
-        with open_audio(source) as reader:
+        return self.run(source, SpeakerCount(speakers, min_speakers, max_speakers), channels=channels)
+
+    def run(
+        self,
+        source: AudioSource,
+        known: SpeakerCount | None = None,
+        voices: Sequence[Voice] = (),
+        channels: bool = False,
+        progress: Progress | None = None,
+        heard: Callable[[NDArray[np.float32]], None] | None = None,
+    ) -> Diarization:
+        """Like `diarize`, with all that can be wished.
+
+        Args:
+            source: a path, or samples at 16 kHz.
+            known: what is known of the number of speakers.
+            voices: speakers who sound like one of these are called by their names.
+            channels: each channel is a speaker of its own; ``known`` and ``voices`` do not matter then.
+            progress: called with "diarize", milliseconds done and in all (0 if that is not known).
+            heard: called with each block of samples as it is read, the mean of its channels.
+        """
+        with open_audio(source, split_channels=channels) as reader:
+            analyses = [self.start() for _ in range(reader.info.channels if channels else 1)]
             total = round(1000 * (reader.duration or 0))
             for block in reader.blocks(_BLOCK):
-                analysis.push(block)
+                for number, analysis in enumerate(analyses):
+                    analysis.push(np.ascontiguousarray(block[:, number]) if channels else block)
+                if heard:
+                    heard(np.asarray(block.mean(axis=1), np.float32) if channels else block)
                 if progress:
-                    progress("diarize", min(1000 * analysis.samples // SAMPLE_RATE, total), total)
-        return self.conclude(analysis, known)
+                    progress("diarize", min(1000 * analyses[0].heard // SAMPLE_RATE, total), total)
+        if channels:
+            return self._by_channel(analyses)
+        return self.conclude(analyses[0], known, voices)
 
-    def start(self) -> Analysis:
-        """An analysis to push sound into; `conclude` ends it."""
-        return Analysis(self.models, self.settings.analysis, self._pool, self.threads)
+    def _by_channel(self, analyses: Sequence[Analysis]) -> Diarization:
+        turns: list[Times] = []
+        for analysis in analyses:
+            analysis.finish()
+            turns += speech_of(analysis, self.settings)
+        names = [speaker_name(number) for number in range(len(analyses))]
+        none = np.zeros((0, 0), np.float32)
+        return Diarization.build(turns, turns, names, analyses[0].heard / SAMPLE_RATE, none)
 
-    def conclude(self, analysis: Analysis, known: SpeakerCount | None = None) -> Diarization:
+    def embed_voice(self, source: AudioSource) -> NDArray[np.float32]:
+        """How the one speaker of a sound sounds, a unit vector (192,).
+
+        Raises:
+            InvalidSettingError: nobody speaks, or several people do.
+        """
+        found = self.diarize(source)
+        seconds = {name: sum(turn.duration for turn in found.turns if turn.speaker == name) for name in found.speakers}
+        most = sorted(seconds, key=lambda name: -seconds[name])
+        if not most or most[0] not in found.embeddings:
+            raise InvalidSettingError("too little speech to know a voice by", "give a recording of several seconds")
+        if len(most) > 1 and seconds[most[1]] > _MOST_OF_ANOTHER * seconds[most[0]]:
+            raise InvalidSettingError(
+                f"{len(most)} people speak in it, expected one", "give a recording of one person, some ten seconds"
+            )
+        return found.embeddings[most[0]]
+
+    def start(self, live: bool = False) -> Analysis:
+        """An analysis to push sound into; `conclude` ends it. A live one does what it can do at once."""
+        settings = self.settings.analysis
+        return Analysis(self.models, replace(settings, batch=1) if live else settings, self._pool, self.threads, live)
+
+    def conclude(
+        self, analysis: Analysis, known: SpeakerCount | None = None, voices: Sequence[Voice] = ()
+    ) -> Diarization:
         """The result of a sound that has ended."""
-        samples = analysis.samples
         analysis.finish()
-        centres = self._centres(analysis, known or SpeakerCount())
-        turns, exclusive = assign(analysis, centres, self.settings)
-        return _named(turns, exclusive, samples / SAMPLE_RATE)
+        centres = self.centres(analysis, known or SpeakerCount())
+        turns, exclusive = turns_of(analysis, centres, self.settings)
+        names = _names(turns, recognize(centres, voices))
+        return Diarization.build(turns, exclusive, names, analysis.heard / SAMPLE_RATE, centres)
 
-    def _centres(self, analysis: Analysis, known: SpeakerCount) -> Embeddings:
-        embeddings = np.array(analysis.embeddings, np.float32).reshape(-1, EMBEDDING)
-        return find_speakers(analysis.windows, embeddings, analysis.activities, known, self.settings.clusters)
+    def centres(self, analysis: Analysis, known: SpeakerCount) -> Embeddings:
+        """How each speaker sounds, unit vectors (speakers, 192)."""
+        return find_speakers(
+            analysis.windows, analysis.unit_embeddings(), analysis.activities, known, self.settings.clusters
+        )
 
 
-def assign(
-    analysis: Analysis, centres: Embeddings, settings: DiarizationSettings
-) -> tuple[list[list[tuple[float, float]]], list[list[tuple[float, float]]]]:
-    """Turns of each speaker in seconds: overlapping, and one speaker at a time."""
-    count = len(analysis.counts)
-    counts = analysis.counts.astype(np.int64)
+def speaker_name(number: int) -> str:
+    """What an unknown speaker is called: SPEAKER_00 and so on."""
+    return f"SPEAKER_{number:02d}"
+
+
+def _names(turns: Sequence[Times], known: Mapping[int, str]) -> list[str]:
+    """Known speakers by name, the others numbered in the order in which they first speak."""
+    order = sorted(range(len(turns)), key=lambda row: turns[row][0] if turns[row] else (np.inf, np.inf))
+    unknown = [row for row in order if row not in known]
+    return [known[row] if row in known else speaker_name(unknown.index(row)) for row in range(len(turns))]
+
+
+def turns_of(analysis: Analysis, centres: Embeddings, settings: DiarizationSettings) -> tuple[list[Times], list[Times]]:
+    """Turns of each speaker: overlapping, and one speaker at a time."""
+    counts = analysis.present_counts().astype(np.int64)
+    count = len(counts)
     if len(centres) == 0:  # too short for any embedding: one speaker, if any
-        flags = (counts > 0)[:, None]
-        return _turns(flags, settings), _turns(flags, settings)
-    similarities = np.array(analysis.embeddings, np.float32) @ centres.T
+        return speech_of(analysis, settings), speech_of(analysis, settings)
+    similarities = analysis.unit_embeddings() @ centres.T
     evidence = window_evidence(analysis.windows, similarities, settings.sharpness, count)
     scores = local_votes(analysis.activities, evidence, counts == 1) + evidence
     turns = _turns(active_speakers(scores, counts), settings)
     return turns, _turns(active_speakers(scores, np.minimum(counts, 1)), settings, exclusive=True)
 
 
-def _turns(
-    active: NDArray[np.bool_], settings: DiarizationSettings, exclusive: bool = False
-) -> list[list[tuple[float, float]]]:
+def speech_of(analysis: Analysis, settings: DiarizationSettings) -> list[Times]:
+    """Where anybody speaks, as if there were one speaker."""
+    return _turns((analysis.present_counts() > 0)[:, None], settings)
+
+
+def _turns(active: NDArray[np.bool_], settings: DiarizationSettings, exclusive: bool = False) -> list[Times]:
     """Each speaker's turns in seconds, from (frames, speakers); exclusive ones are not bridged over somebody else."""
     found = []
-    anybody = active.any(axis=1)
+    anybody = np.asarray(active.any(axis=1), bool)
     for speaker in range(active.shape[1]):
         merged: list[list[int]] = []
         for start, end in runs(active[:, speaker]):
@@ -164,27 +236,6 @@ def _turns(
         times = [(max(0.0, frame_time(start)), frame_time(end)) for start, end in merged]
         found.append([(start, end) for start, end in times if end - start >= settings.shortest])
     return found
-
-
-def _named(
-    turns: list[list[tuple[float, float]]], exclusive: list[list[tuple[float, float]]], duration: float
-) -> Diarization:
-    """Speakers numbered in the order in which they first speak."""
-    numbered = [Turn(start, min(end, duration), f"{number}") for number, own in enumerate(turns) for start, end in own]
-    names = {number: f"SPEAKER_{place:02d}" for place, number in enumerate(speakers_of(numbered))}
-    return Diarization(
-        tuple(sorted(Turn(turn.start, turn.end, names[turn.speaker]) for turn in numbered)),
-        tuple(
-            sorted(
-                Turn(start, min(end, duration), names[str(number)])
-                for number, own in enumerate(exclusive)
-                for start, end in own
-                if str(number) in names
-            )
-        ),
-        tuple(names.values()),
-        duration,
-    )
 
 
 def _cores() -> int:

@@ -64,7 +64,7 @@ def local_votes(
         assert meaning.shape[0] == LOCAL_SPEAKERS
         votes[here] += speakers @ meaning
         number[here] += 1
-    return votes / np.maximum(number, 1)
+    return np.asarray(votes / np.maximum(number, 1), np.float32)
 
 
 def active_speakers(scores: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.bool_]:

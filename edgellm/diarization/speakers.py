@@ -95,7 +95,8 @@ def find_speakers(
 def _tree(embeddings: Embeddings) -> tuple[Tree, NDArray[np.int64]]:
     """The tree over groups of embeddings, and the group of each; up to `MOST_AT_ONCE` each is a group by itself."""
     groups = np.arange(len(embeddings))
-    means, sizes = embeddings, np.ones(len(embeddings))
+    means: Embeddings = embeddings
+    sizes: NDArray[np.float64] = np.ones(len(embeddings))
     while len(means) > MOST_AT_ONCE:
         labels = np.zeros(len(means), np.int64)
         count = 0
@@ -110,7 +111,7 @@ def _tree(embeddings: Embeddings) -> tuple[Tree, NDArray[np.int64]]:
         groups = labels[groups]
         total = np.zeros((count, means.shape[1]))
         np.add.at(total, labels, means * sizes[:, None])
-        sizes = np.bincount(labels, weights=sizes, minlength=count)
+        sizes = np.bincount(labels, weights=sizes, minlength=count).astype(np.float64)
         means = np.asarray(total / sizes[:, None], np.float32)
     # The mean distance between two groups is 1 - the product of their means, so that linkage goes on as if it had
     # never been interrupted.

@@ -69,7 +69,7 @@ def speaker_change(windows: Sequence[LocalActivity], first: int, end: int, reach
         after = window.speakers[low + reach - window.first : high + reach - window.first].astype(np.float32)
         total[low - first : high - first] += np.abs(after - before).sum(axis=1) / 2
         number[low - first : high - first] += 1
-    return total / np.maximum(number, 1)
+    return np.asarray(total / np.maximum(number, 1), np.float32)
 
 
 class StretchFinder:
