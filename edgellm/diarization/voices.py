@@ -18,7 +18,7 @@ from edgellm.errors import CorruptFileError, EdgeLLMError, InvalidSettingError
 from edgellm.folders import voices_folder
 from edgellm.hub.files import write_atomically
 
-SIMILAR = 0.5
+SIMILAR = 0.52
 """Cosine from which on a voice is the known one."""
 _NAME = re.compile(r"[^\W_][\w .'-]{0,63}\Z")
 _MODEL = "CAM++ zh-en common advanced"
