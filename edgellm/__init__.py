@@ -3,6 +3,9 @@
 from edgellm import LLM, Sampling
 llm = LLM.load("smollm2")
 llm.generate("Once upon a time", max_tokens=32, sampling=Sampling(temperature=0)).text
+
+from edgellm import Transcriber
+Transcriber.load("tiny.en").transcribe("talk.mp3").text
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from edgellm.lora import Adapter
     from edgellm.results import Completion, Step, Timings
     from edgellm.sampling import Sampling
+    from edgellm.speech.results import Segment, Transcript, Word
+    from edgellm.speech.settings import TranscriptionSettings
+    from edgellm.speech.transcriber import Transcriber
     from edgellm.tokenizer import Tokenizer
 
     __version__: str
@@ -44,11 +50,16 @@ __all__ = [
     "ModelNotFoundError",
     "OutOfMemoryError",
     "Sampling",
+    "Segment",
     "Step",
     "TemplateError",
     "Timings",
     "Tokenizer",
+    "Transcriber",
+    "Transcript",
+    "TranscriptionSettings",
     "UnsupportedModelError",
+    "Word",
     "__version__",
 ]
 
@@ -59,9 +70,14 @@ _HOMES = {
     "ChatTemplate": "edgellm.chat_template",
     "Completion": "edgellm.results",
     "Sampling": "edgellm.sampling",
+    "Segment": "edgellm.speech.results",
     "Step": "edgellm.results",
     "Timings": "edgellm.results",
     "Tokenizer": "edgellm.tokenizer",
+    "Transcriber": "edgellm.speech.transcriber",
+    "Transcript": "edgellm.speech.results",
+    "TranscriptionSettings": "edgellm.speech.settings",
+    "Word": "edgellm.speech.results",
 }
 
 

@@ -6,14 +6,18 @@ several activation rows.
 
 from __future__ import annotations
 
+import itertools
+from operator import itemgetter
+
 from numba.core import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.packing import FORMATS
+from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.products import dot4_ir, lookup16
 from edgellm.kernels.simd import (
     FLOATS,
     INTS,
+    TARGET,
     helper,
     load_halves,
     load_ints,
@@ -27,8 +31,9 @@ from edgellm.kernels.simd import (
 )
 
 TILE = 4  # activation rows that share one unpacking of the weights
-WIDE_TILE = 8  # of formats whose unpacking takes longer than the products
-WIDE = frozenset({"k3", "k5", "k6"})
+# With few registers sums of more rows would spill, but for formats whose unpacking costs more than that.
+MANY_REGISTERS = TARGET.has("avx512f")
+WIDE = frozenset(FORMATS) - FLOAT_FORMATS if MANY_REGISTERS else frozenset({"k3", "k5", "k6"})
 PREFETCH_STEP = 64  # bytes: with every second line, decode took up to half longer
 
 
@@ -39,10 +44,10 @@ def _load(builder, address, offset, kind, align=4):
     return builder.load(builder.inttoptr(place, ir.PointerType()), align=align, typ=kind)
 
 
-def _tile_product(rows, chunks, sum_offset, shift=None):
+def _tile_product(rows, chunks, sum_place, shift=None):
     """An instruction: add one block's products to a tile of ``rows`` vectors of results.
 
-    ``chunks`` vectors of codes hold 4 values each of 16 weight rows; ``sum_offset`` is the place of the block's sum
+    ``chunks`` vectors of codes hold 4 values each of 16 weight rows; ``sum_place`` is where the block's sum stands
     among the activation scales. With a ``shift`` the second half of the vectors is summed by itself, and that sum
     divided by ``2^shift``: those codes are that much too large. The loop over the tile is unrolled while the
     instruction is written.
@@ -63,25 +68,31 @@ def _tile_product(rows, chunks, sum_offset, shift=None):
         if multiply_and_add is None:
             multiply_and_add = ir.Function(builder.module, fused, "llvm.fmuladd.v16f32")
         vectors = [builder.extract_value(weights, number) for number in range(chunks)]
-        for row in range(rows):
-            totals = [ir.Constant(ints, [0] * 16)] * 2
-            for number, vector in enumerate(vectors):
-                four = splat_ir(builder, _load(builder, inputs, 4 * number, ir.IntType(32)))
-                half = 0 if shift is None else 2 * number // chunks
-                totals[half] = dot4_ir(builder, totals[half], vector, four)
-            total = totals[0]
+        places = [(inputs, scales)]
+        for row in range(rows - 1):
+            strides = (builder.extract_value(pair, row % 2) for pair in (input_strides, scales_strides))
+            places.append(tuple(builder.add(*pair) for pair in zip(places[-1], strides, strict=True)))
+        none = ir.Constant(ints, [0] * 16)
+        totals = [[none, none] for _ in range(rows)]
+        # Vector by vector over all rows: sums of a row wait for each other, those of different rows do not, and the
+        # window in which a processor looks for work ahead is too small to find the next row's by itself.
+        # With few registers that order would spill the sums.
+        order = itertools.product(range(chunks), range(rows))
+        for number, row in order if MANY_REGISTERS else sorted(order, key=itemgetter(1)):
+            half = 0 if shift is None else 2 * number // chunks
+            four = splat_ir(builder, _load(builder, places[row][0], 4 * number, ir.IntType(32)))
+            totals[row][half] = dot4_ir(builder, totals[row][half], vectors[number], four)
+        for row, ((total, upper), (_, row_scales)) in enumerate(zip(totals, places, strict=True)):
             if shift is not None:
-                divided = builder.ashr(totals[1], ir.Constant(ints, [shift] * 16)) if shift else totals[1]
+                divided = builder.ashr(upper, ir.Constant(ints, [shift] * 16)) if shift else upper
                 total = builder.add(total, divided)
-            d = splat_ir(builder, _load(builder, scales, 0, ir.FloatType()))
-            block_sum = splat_ir(builder, _load(builder, scales, sum_offset, ir.FloatType()))
+            d = splat_ir(builder, _load(builder, row_scales, 0, ir.FloatType()))
+            block_sum = splat_ir(builder, _load(builder, row_scales, sum_place, ir.FloatType()))
             value = builder.extract_value(results, row)
             product = builder.fmul(builder.sitofp(total, floats), d)
             value = builder.call(multiply_and_add, [product, scale, value])
             value = builder.call(multiply_and_add, [offset, block_sum, value])
             results = builder.insert_value(results, value, row)
-            inputs = builder.add(inputs, builder.extract_value(input_strides, row % 2))
-            scales = builder.add(scales, builder.extract_value(scales_strides, row % 2))
         return results
 
     @intrinsic
@@ -95,7 +106,8 @@ def _tile_product(rows, chunks, sum_offset, shift=None):
 
 # -- unpacking: one block of a group to vectors of codes, scales and offsets ---------------------------------------
 # A block function adds one block's products to a tile: codes and scales are addresses of the block in the group,
-# x and s those of the activations' codes and scales at the same place, ahead what to prefetch (0: nothing).
+# x and s those of the activations' codes and scales at the same place, ahead what to prefetch (0: nothing). Where
+# activations lie is an `InputLayout`.
 
 
 @helper
@@ -144,14 +156,14 @@ def _bytes_per_32_values(name):
     return (layout.code_bytes + layout.scale_bytes) * 32 // layout.values
 
 
-def _blocks_of_32(rows, name):
+def _blocks_of_32(rows, name, layout):
     """Formats with one half-precision scale, and perhaps an offset, per 32 values.
 
     For few rows two short chains of products are faster than a long one, and unpacking less costs most.
     """
     prefetch_bytes = _bytes_per_32_values(name)
     in_place = rows < TILE and name in ("q4", "q4m")
-    add = _tile_product(rows, 8, 4, None if rows >= TILE else 4 if in_place else 0)
+    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 4 if in_place else 0)
     look_up = lookup16(FORMATS["iq4"].table)
     unsigned = {"q8": -128.0, "q4": -8.0, "q5": -16.0, "iq4": -128.0}
 
@@ -257,11 +269,12 @@ def _repeated(byte):
     return int.from_bytes(bytes([byte] * 4), "little", signed=True)
 
 
-def _four_bits_by_superblock(rows, name):
+def _four_bits_by_superblock(rows, name, layout):
     """Q4_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum. Two share their bytes; the codes in the
     high halves stay there, 16 times too large, and their scale makes up for it."""
     prefetch_bytes = 2 * _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4, None if rows >= TILE else 0)
+    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
+    codes_step, scales_step = layout.codes_step, layout.scales_step
     low, high = _repeated(0x0F), _repeated(0xF0)
 
     @helper
@@ -273,20 +286,23 @@ def _four_bits_by_superblock(rows, name):
             prefetch_lines(ahead, sub >> 1, prefetch_bytes)
             scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
             offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
-            x_sub, s_sub, place = x + 32 * sub, s + 16 * sub, codes + 256 * sub
+            x_sub, s_sub, place = x + codes_step * sub, s + scales_step * sub, codes + 256 * sub
             tile = add(tile, _masked(place, low), scale, offset, x_sub, x_stride, s_sub, s_stride)
             scale = sixteenth * to_floats(load_unsigned_bytes(scales + 80 + 16 * sub))
             offset = minimum * to_floats(load_unsigned_bytes(scales + 208 + 16 * sub))
-            tile = add(tile, _masked(place, high), scale, offset, x_sub + 32, x_stride, s_sub + 16, s_stride)
+            tile = add(
+                tile, _masked(place, high), scale, offset, x_sub + codes_step, x_stride, s_sub + scales_step, s_stride
+            )
         return tile
 
     return block
 
 
-def _five_bits_by_superblock(rows, name):
+def _five_bits_by_superblock(rows, name, layout):
     """Q5_K: as Q4_K, with a fifth bit."""
     prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4, None if rows >= TILE else 0)
+    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
+    codes_step, scales_step = layout.codes_step, layout.scales_step
 
     @helper
     def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
@@ -298,16 +314,17 @@ def _five_bits_by_superblock(rows, name):
             offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
             values = low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
             values = or_codes(values, select_bits(codes + 2048, sub, 0x01010101, 4))
-            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
+            tile = add(tile, values, scale, offset, x + codes_step * sub, x_stride, s + scales_step * sub, s_stride)
         return tile
 
     return block
 
 
-def _sixteen_value_scales(rows, name):
+def _sixteen_value_scales(rows, name, layout):
     """Q2_K, Q3_K and Q6_K: 16 sub-blocks of 16 values, each with its scale (Q2_K: and minimum)."""
     prefetch_bytes = _bytes_per_32_values(name)
-    add_low, add_high = _tile_product(rows, 4, 8), _tile_product(rows, 4, 12)
+    add_low, add_high = _tile_product(rows, 4, layout.first_half), _tile_product(rows, 4, layout.second_half)
+    codes_step, scales_step = layout.codes_step, layout.scales_step
     two, three = name == "k2", name == "k3"
 
     @helper
@@ -337,7 +354,7 @@ def _sixteen_value_scales(rows, name):
             prefetch_lines(ahead, sub, prefetch_bytes)
             v = values_of(codes, sub >> 2, sub & 3)
             scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub)
-            x_sub, s_sub = x + 32 * sub, s + 16 * sub
+            x_sub, s_sub = x + codes_step * sub, s + scales_step * sub
             tile = add_low(tile, (v[0], v[1], v[2], v[3]), scale, offset, x_sub, x_stride, s_sub, s_stride)
             scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub + 16)
             tile = add_high(tile, (v[4], v[5], v[6], v[7]), scale, offset, x_sub + 16, x_stride, s_sub, s_stride)
@@ -346,10 +363,11 @@ def _sixteen_value_scales(rows, name):
     return block
 
 
-def _table_by_superblock(rows, name):
+def _table_by_superblock(rows, name, layout):
     """IQ4_XS: 8 sub-blocks of 32 table entries, each with a 6-bit scale (stored as a signed byte)."""
     prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4)
+    add = _tile_product(rows, 8, layout.total)
+    codes_step, scales_step = layout.codes_step, layout.scales_step
     look_up = lookup16(FORMATS["iq4"].table)
 
     @helper
@@ -364,17 +382,18 @@ def _table_by_superblock(rows, name):
                 look_up(n[4]), look_up(n[5]), look_up(n[6]), look_up(n[7]),
             )  # fmt: skip
             offset = scale * splat_float(-128.0)
-            tile = add(tile, values, scale, offset, x + 32 * sub, x_stride, s + 16 * sub, s_stride)
+            tile = add(tile, values, scale, offset, x + codes_step * sub, x_stride, s + scales_step * sub, s_stride)
         return tile
 
     return block
 
 
-def _ternary(rows, name):
+def _ternary(rows, name, layout):
     """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values. The codes stay where they are in their
     bytes, 1, 4, 16 and 64 times too large, and their scales make up for it."""
     prefetch_bytes = 4 * _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, 4, None if rows >= TILE else 0)
+    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
+    codes_step, scales_step = layout.codes_step, layout.scales_step
     first, second, third, fourth = (_repeated(3 << shift) for shift in (0, 2, 4, 6))
 
     @helper
@@ -384,11 +403,14 @@ def _ternary(rows, name):
         quarter, sixteenth, last = scale * splat_float(0.25), scale * splat_float(0.0625), scale * splat_float(1 / 64)
         for half in range(2):
             prefetch_lines(ahead, half, prefetch_bytes)
-            place, x_half, s_half = codes + 512 * half, x + 128 * half, s + 64 * half
-            tile = add(tile, _masked(place, first), scale, offset, x_half, x_stride, s_half, s_stride)
-            tile = add(tile, _masked(place, second), quarter, offset, x_half + 32, x_stride, s_half + 16, s_stride)
-            tile = add(tile, _masked(place, third), sixteenth, offset, x_half + 64, x_stride, s_half + 32, s_stride)
-            tile = add(tile, _masked(place, fourth), last, offset, x_half + 96, x_stride, s_half + 48, s_stride)
+            place, a, b = codes + 512 * half, x + 4 * codes_step * half, s + 4 * scales_step * half
+            tile = add(tile, _masked(place, first), scale, offset, a, x_stride, b, s_stride)
+            a, b = a + codes_step, b + scales_step
+            tile = add(tile, _masked(place, second), quarter, offset, a, x_stride, b, s_stride)
+            a, b = a + codes_step, b + scales_step
+            tile = add(tile, _masked(place, third), sixteenth, offset, a, x_stride, b, s_stride)
+            a, b = a + codes_step, b + scales_step
+            tile = add(tile, _masked(place, fourth), last, offset, a, x_stride, b, s_stride)
         return tile
 
     return block

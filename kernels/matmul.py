@@ -15,7 +15,7 @@ Variants: a packed format (``q4``), or one with ``_fine`` behind it: activations
 
 from __future__ import annotations
 
-from edgellm.kernels.blocks import BLOCKS, TILE, WIDE, WIDE_TILE
+from edgellm.kernels.blocks import BLOCKS, TILE
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
@@ -27,11 +27,11 @@ from edgellm.kernels.simd import (
     splat_float,
     store_floats,
 )
+from edgellm.kernels.tile_layout import BY_ROW
 
 ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all weights pass
 PREFETCH = {"q8": 2048}  # bytes ahead, by format
 PREFETCH_OTHERS = 16384
-VALUES_PER_SCALE = 16  # bytes of scales per 32 activations: scale, sum, sum of each half
 
 
 @helper
@@ -53,16 +53,16 @@ def store_tile(tile, output, stride, bias, accumulate):
     store_result(tile[3], output + 3 * stride, bias, accumulate)
 
 
-def _group(rows, name):
+def products_of_blocks(rows, name, inputs=BY_ROW):
     """``f(tile, weights, blocks, ...)``: add the products of all blocks of a group to a tile.
 
     Blocks that share a unit are two calls in one round of the loop: then each load goes on by the same number of bytes
     every time, which is what a processor's prefetcher recognises.
     """
     layout = FORMATS[name]
-    block = BLOCKS[name](rows, name)
+    block = BLOCKS[name](rows, name, inputs)
     code_bytes, scale_bytes, unit_bytes = layout.code_bytes, layout.scale_bytes, layout.unit_bytes
-    input_bytes, sums_bytes = layout.values, layout.values // 32 * VALUES_PER_SCALE
+    input_bytes, sums_bytes = (layout.values // 32 * step for step in (inputs.codes_step, inputs.scales_step))
 
     if not layout.paired:
 
@@ -125,7 +125,11 @@ def group_products(variant):
 
 
 def _plain_products(name):
-    many, one, distance = _group(TILE, name), _group(1, name), PREFETCH.get(name, PREFETCH_OTHERS)
+    many, one, distance = (
+        products_of_blocks(TILE, name),
+        products_of_blocks(1, name),
+        PREFETCH.get(name, PREFETCH_OTHERS),
+    )
 
     @helper
     def group_by_tile(record, weights, blocks, x, s, output, bias):
@@ -144,7 +148,11 @@ def _plain_products(name):
 
 def _fine_products(name):
     """A row and its remainder are a tile of two, and two such rows a tile of four."""
-    many, one, distance = _group(TILE, name), _group(2, name), PREFETCH.get(name, PREFETCH_OTHERS)
+    many, one, distance = (
+        products_of_blocks(TILE, name),
+        products_of_blocks(2, name),
+        PREFETCH.get(name, PREFETCH_OTHERS),
+    )
 
     @helper
     def strides(record):
@@ -172,33 +180,9 @@ def _fine_products(name):
     return group_by_tile, group_by_row, TILE // 2
 
 
-def _wide_product(variant):
-    """The same for a tile of 8 rows, where there is one; and their number, else 0."""
-    if variant not in WIDE:
-
-        @helper
-        def nothing(record, weights, blocks, x, s, output, bias):
-            pass
-
-        return nothing, 0
-    many = _group(WIDE_TILE, variant)
-
-    @helper
-    def group_by_wide_tile(record, weights, blocks, x, s, output, bias):
-        x_strides, s_strides = _even(get(record, F.input_stride)), _even(get(record, F.scales_stride))
-        stride, accumulate, zero = get(record, F.output_stride), get(record, F.accumulate), splat_float(0.0)
-        nothing = (zero, zero, zero, zero, zero, zero, zero, zero)
-        tile = many(nothing, weights, blocks, x, x_strides, s, s_strides, 0)
-        store_tile((tile[0], tile[1], tile[2], tile[3]), output, stride, bias, accumulate)
-        store_tile((tile[4], tile[5], tile[6], tile[7]), output + 4 * stride, stride, bias, accumulate)
-
-    return group_by_wide_tile, WIDE_TILE
-
-
 def kernel(variant):
     """The kernel ``output[row, :] = weights @ input[row]`` for one packed format."""
     group_by_tile, group_by_row, rows_at_once = group_products(variant)
-    group_by_wide_tile, wide_rows = _wide_product(variant)
 
     def matmul(record, thread, threads):
         rows, groups, blocks = (
@@ -220,10 +204,6 @@ def kernel(variant):
                 if bias:
                     bias += group * 64
                 row = start
-                while wide_rows > 0 and row + wide_rows <= stop:
-                    place = output + row * get(record, F.output_stride)
-                    group_by_wide_tile(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)
-                    row += wide_rows
                 while row + rows_at_once <= stop:
                     place = output + row * get(record, F.output_stride)
                     group_by_tile(record, weights, blocks, x + row * x_stride, s + row * s_stride, place, bias)

@@ -9,32 +9,66 @@ product of both has the precision of 16-bit activations.
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgellm.kernels.records import QUANTIZE as F
 from edgellm.kernels.simd import (
     absolute,
+    float_bits,
     get,
     helper,
     int64_at,
+    int_float,
     load_floats,
-    max_lanes,
-    maximum,
+    max_int_lanes,
     multiply_add,
     round_to_ints,
     set_float,
     share,
     splat_float,
+    splat_int,
     store_bytes,
     sum_int_lanes,
-    sum_lanes,
     to_floats,
 )
 
 
+# All in float32, so that these are bit for bit the scales of `edgellm.kernels.tile_input`.
+_STEP, _FINE_STEP = np.float32(1 / 127), np.float32(1 / 254)
+NOT_FINITE = 0x7F800000  # the bits of infinity; those of any NaN are more
+
+
 @helper
-def _write_block(codes, scales, d, low, high):
+def _block(d, low, high):
+    """Codes of a block, its scale, and the scaled sums of both halves: one sum over lanes, which hold both."""
+    both = sum_int_lanes(low + (high << splat_int(16)))
+    low_sum = ((both + 0x8000) & 0xFFFF) - 0x8000
+    return low, high, d, d * np.float32(low_sum), d * np.float32((both - low_sum) >> 16)
+
+
+@helper
+def quantize_values(low, high):
+    """32 float32 as a block of codes and scales, and their remainders as another.
+
+    A value that is not finite gives NaN scales, so that it is seen in the result and not taken for a number.
+    """
+    # As integers the bits of magnitudes are in the order of the numbers, and what is not finite comes last.
+    bits = max_int_lanes(float_bits(absolute(low)), float_bits(absolute(high)))
+    peak = int_float(bits)
+    d = peak * _STEP if bits < NOT_FINITE else np.float32(np.nan)
+    inverse = np.float32(127.0) / peak if peak > 1e-30 else np.float32(0.0)
+    low_codes, high_codes = round_to_ints(low * splat_float(inverse)), round_to_ints(high * splat_float(inverse))
+    negative, finer = splat_float(0.0 - d), splat_float(np.float32(254.0) * inverse)
+    low_rest = round_to_ints(multiply_add(to_floats(low_codes), negative, low) * finer)
+    high_rest = round_to_ints(multiply_add(to_floats(high_codes), negative, high) * finer)
+    return _block(d, low_codes, high_codes), _block(d * _FINE_STEP, low_rest, high_rest)
+
+
+@helper
+def _write_block(codes, scales, block):
+    low, high, d, low_sum, high_sum = block
     store_bytes(codes, low)
     store_bytes(codes + 16, high)
-    low_sum, high_sum = d * sum_int_lanes(low), d * sum_int_lanes(high)
     set_float(scales, d)
     set_float(scales + 4, low_sum + high_sum)
     set_float(scales + 8, low_sum)
@@ -43,29 +77,11 @@ def _write_block(codes, scales, d, low, high):
 
 @helper
 def quantize_block(source, codes, scales, fine_codes, fine_scales):
-    """One block of 32 float32 to codes and scales, and its remainder too if ``fine_codes`` is not 0.
-
-    A value that is not finite gives NaN scales, so that it is seen in the result and not taken for a number.
-    """
-    low, high = load_floats(source), load_floats(source + 64)
-    peak = max_lanes(maximum(absolute(low), absolute(high)))
-    not_finite = sum_lanes((low - low) + (high - high))  # NaN if any value is NaN or infinite, else 0
-    d = peak * 0.007874015748031496 + not_finite  # 1 / 127
-    inverse = 127.0 / peak if peak > 1e-30 else 0.0
-    low_codes, high_codes = round_to_ints(low * splat_float(inverse)), round_to_ints(high * splat_float(inverse))
-    _write_block(codes, scales, d, low_codes, high_codes)
+    """One block of 32 float32 to codes and scales, and its remainder too if ``fine_codes`` is not 0."""
+    plain, rest = quantize_values(load_floats(source), load_floats(source + 64))
+    _write_block(codes, scales, plain)
     if fine_codes:
-        negative = splat_float(0.0 - d)
-        low_rest = multiply_add(to_floats(low_codes), negative, low)
-        high_rest = multiply_add(to_floats(high_codes), negative, high)
-        finer = splat_float(254.0 * inverse)
-        _write_block(
-            codes + fine_codes,
-            scales + fine_scales,
-            d * 0.003937007874015748,  # 1 / 254
-            round_to_ints(low_rest * finer),
-            round_to_ints(high_rest * finer),
-        )
+        _write_block(codes + fine_codes, scales + fine_scales, rest)
 
 
 VARIANTS = ("all",)

@@ -35,6 +35,35 @@ MATMUL = _record(
 )
 
 
+# edgellm.kernels.tile_input
+TILE_INPUT = _record(
+    "TileInput",
+    "rows",  # address of the number of activation rows
+    "blocks",  # blocks of 32 in a row
+    "input",  # address of float32
+    "input_stride",  # bytes
+    "output",  # address of the tiles, see tile_layout.py
+)
+
+
+# edgellm.kernels.matmul_tiles
+MATMUL_TILES = _record(
+    "MatmulTiles",
+    "rows",  # address of the number of activation rows
+    "weights",  # address of the first group
+    "groups",  # number of groups of 16 weight rows
+    "blocks",  # number of blocks along a weight row
+    "input",  # address of what tile_input wrote
+    "tile_bytes",  # from one tile of it to the next
+    "tiles_at_once",  # that are multiplied by a group of weights before the next group comes
+    "output",  # address of float32 results
+    "output_stride",  # bytes
+    "bias",  # address of float32, or 0
+    "accumulate",  # 1: add to what the output holds
+    "group_bytes",  # from one group of weights to the next
+)
+
+
 # edgellm.kernels.amx_input
 AMX_INPUT = _record(
     "AMXInput",
@@ -377,6 +406,54 @@ CHOOSE = _record(
     "count",  # candidates wanted
     "tokens",  # address of int32 (rows, 16): the best, the best first
     "scores",  # address of float32 (rows, 16): their log-probabilities
+)
+
+
+# edgellm.kernels.whole_attention
+WHOLE = _record(
+    "WholeAttention",
+    "rows",  # address of the number of rows
+    "heads",
+    "width",  # of a head, a multiple of 16
+    "keys",  # rows of a source
+    "queries",  # address of float32; of what is stored, the keys
+    "queries_stride",  # bytes
+    "output",  # address of float32; of what is stored, the values
+    "output_stride",  # bytes
+    "sources",  # address of int32: the source of each row; of what is stored, of the first
+    "store",  # address of what is stored
+    "source_bytes",  # from one source to the next
+    "head_bytes",  # from one head to the next
+    "scales",  # where a head's key scales begin
+    "values",  # where its values begin
+    "value_scales",  # where their scales begin
+    "constants",  # address of float32: the scale
+    "scratch",  # address of each thread's memory, see whole_attention.py
+    "scratch_stride",  # bytes
+)
+
+
+# edgellm.kernels.alignment
+SMOOTH = _record(
+    "Smooth",
+    "rows",
+    "frames",  # at least 7
+    "heads",
+    "input",  # address of float32 (heads, rows, stride)
+    "stride",  # bytes from row to row; 64 bytes before the first and after each row can be read
+    "head_bytes",  # from head to head
+    "output",  # address of float32 (rows, stride)
+)
+WARP = _record(
+    "Warp",
+    "rows",
+    "frames",
+    "gains",  # address of float32 (rows, stride)
+    "stride",  # bytes from row to row
+    "costs",  # address of float32 (2, frames + 1)
+    "steps",  # address of bytes (rows + 1, frames + 1)
+    "path",  # address of int32 (rows + frames, 2): row and frame, from the end to the beginning
+    "length",  # address of an int64: how many steps the path has
 )
 
 

@@ -42,7 +42,7 @@ class _VectorModel(models.PrimitiveModel):
 
 FLOATS = Vector("floats", _f32)
 INTS = Vector("ints", _i32)
-_FLOATS_IR, INTS_IR, BYTES_IR = ir.VectorType(_f32, 16), ir.VectorType(_i32, 16), ir.VectorType(_i8, 64)
+FLOATS_IR, INTS_IR, BYTES_IR = ir.VectorType(_f32, 16), ir.VectorType(_i32, 16), ir.VectorType(_i8, 64)
 
 
 def instruction(result, *parameters):
@@ -191,6 +191,17 @@ def set_int32(builder, address, value):
     builder.store(builder.trunc(value, _i32), _at(builder, address), align=4)
 
 
+@instruction(types.int64, types.int64)
+def byte_at(builder, address):
+    return builder.zext(_load(builder, address, _i8, 1), _i64)
+
+
+@instruction(types.none, types.int64, types.int64)
+def set_raw_byte(builder, address, value):
+    """Store the low byte."""
+    builder.store(builder.trunc(value, _i8), _at(builder, address), align=1)
+
+
 @instruction(types.none, types.int64, types.int64)
 def copy_int32(builder, destination, source):
     """Copy four bytes; neither address need be aligned."""
@@ -219,7 +230,7 @@ def prefetch(builder, address):
 
 @instruction(FLOATS, types.int64)
 def load_floats(builder, address):
-    return _load(builder, address, _FLOATS_IR, 4)
+    return _load(builder, address, FLOATS_IR, 4)
 
 
 @instruction(types.none, types.int64, FLOATS)
@@ -258,7 +269,7 @@ def store_bytes(builder, address, value):
 def load_bfloats(builder, address):
     """16 bfloat16 values: the upper halves of float32."""
     raw = builder.zext(_load(builder, address, ir.VectorType(_i16, 16), 2), INTS_IR)
-    return builder.bitcast(builder.shl(raw, constant_lanes(_i32, [16] * 16)), _FLOATS_IR)
+    return builder.bitcast(builder.shl(raw, constant_lanes(_i32, [16] * 16)), FLOATS_IR)
 
 
 def ints_constant(value):
@@ -277,13 +288,13 @@ def _half_to_float(builder, raw):
     magnitude = builder.and_(bits, ints_constant(0x7FFF))
     shifted = builder.add(builder.shl(magnitude, ints_constant(13)), ints_constant(112 << 23))
     special = builder.add(builder.shl(magnitude, ints_constant(13)), ints_constant(224 << 23))
-    integer = builder.sitofp(magnitude, _FLOATS_IR)
+    integer = builder.sitofp(magnitude, FLOATS_IR)
     denormal = builder.fmul(integer, constant_lanes(_f32, [2.0**-24] * 16))
     value = builder.select(
         builder.icmp_unsigned("<", magnitude, ints_constant(0x400)), builder.bitcast(denormal, INTS_IR), shifted
     )
     value = builder.select(builder.icmp_unsigned(">=", magnitude, ints_constant(0x7C00)), special, value)
-    return builder.bitcast(builder.or_(value, sign), _FLOATS_IR)
+    return builder.bitcast(builder.or_(value, sign), FLOATS_IR)
 
 
 def _float_to_half(builder, value):
@@ -294,7 +305,7 @@ def _float_to_half(builder, value):
     odd = builder.and_(builder.lshr(magnitude, ints_constant(13)), ints_constant(1))
     rounded = builder.add(builder.add(magnitude, ints_constant(0xFFF)), odd)
     normal = builder.sub(builder.lshr(rounded, ints_constant(13)), ints_constant(112 << 10))
-    absolute = builder.bitcast(magnitude, _FLOATS_IR)
+    absolute = builder.bitcast(magnitude, FLOATS_IR)
     # Adding 0.5 leaves |value| / 2^-24, rounded to nearest even, in the low mantissa bits.
     shifted = builder.bitcast(builder.fadd(absolute, constant_lanes(_f32, [0.5] * 16)), INTS_IR)
     denormal = builder.sub(shifted, ints_constant(0x3F000000))
@@ -313,7 +324,7 @@ _HARDWARE_HALF = TARGET.has("f16c") or TARGET.has("avx512f") or TARGET.has("neon
 def load_halves(builder, address):
     """16 half-precision values."""
     if _HARDWARE_HALF:
-        return builder.fpext(_load(builder, address, ir.VectorType(_f16, 16), 2), _FLOATS_IR)
+        return builder.fpext(_load(builder, address, ir.VectorType(_f16, 16), 2), FLOATS_IR)
     return _half_to_float(builder, _load(builder, address, ir.VectorType(_i16, 16), 2))
 
 
@@ -361,12 +372,12 @@ def float_bits(builder, value):
 
 @instruction(FLOATS, INTS)
 def bits_float(builder, value):
-    return builder.bitcast(value, _FLOATS_IR)
+    return builder.bitcast(value, FLOATS_IR)
 
 
 @instruction(FLOATS, INTS)
 def to_floats(builder, value):
-    return builder.sitofp(value, _FLOATS_IR)
+    return builder.sitofp(value, FLOATS_IR)
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------
@@ -375,7 +386,7 @@ def to_floats(builder, value):
 @instruction(FLOATS, FLOATS, FLOATS, FLOATS)
 def multiply_add(builder, a, b, c):
     """a * b + c, in one rounding where the CPU can."""
-    return call_named(builder, "llvm.fmuladd.v16f32", _FLOATS_IR, [a, b, c])
+    return call_named(builder, "llvm.fmuladd.v16f32", FLOATS_IR, [a, b, c])
 
 
 @instruction(FLOATS, FLOATS, FLOATS)
@@ -392,7 +403,7 @@ def minimum(builder, a, b):
 
 @instruction(FLOATS, FLOATS)
 def absolute(builder, a):
-    return call_named(builder, "llvm.fabs.v16f32", _FLOATS_IR, [a])
+    return call_named(builder, "llvm.fabs.v16f32", FLOATS_IR, [a])
 
 
 @instruction(types.boolean, FLOATS, FLOATS)
@@ -428,6 +439,22 @@ def max_lanes(builder, vector):
 @instruction(types.int64, INTS)
 def sum_int_lanes(builder, vector):
     return builder.sext(_reduce(builder, vector, builder.add), _i64)
+
+
+@instruction(types.int64, INTS, INTS)
+def max_int_lanes(builder, a, b):
+    """The largest lane of two vectors."""
+
+    def larger(a, b):
+        return builder.select(builder.icmp_signed(">", a, b), a, b)
+
+    return builder.sext(_reduce(builder, larger(a, b), larger), _i64)
+
+
+@instruction(types.float32, types.int64)
+def int_float(builder, bits):
+    """The float32 of 32 bits."""
+    return builder.bitcast(builder.trunc(bits, _i32), _f32)
 
 
 @instruction(types.float32, types.float32)
@@ -468,6 +495,12 @@ _binary(operator.rshift, INTS, lambda builder, a, b: builder.lshr(a, b))  # bits
 
 _ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
 _ROUNDING_BITS = 0x4B400000
+
+
+def rounded_ir(builder, value):
+    """`round_to_ints` as IR."""
+    shifted = builder.fadd(value, constant_lanes(_f32, [_ROUNDING] * LANES))
+    return builder.sub(builder.bitcast(shifted, INTS_IR), ints_constant(_ROUNDING_BITS))
 
 
 @helper

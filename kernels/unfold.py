@@ -6,7 +6,17 @@ Row r of the result is rows ``stride * r - size // 2`` and the ``size - 1`` afte
 from __future__ import annotations
 
 from edgellm.kernels.records import UNFOLD as F
-from edgellm.kernels.simd import float_at, get, helper, int64_at, load_floats, set_float, share, splat_float, store_floats
+from edgellm.kernels.simd import (
+    float_at,
+    get,
+    helper,
+    int64_at,
+    load_floats,
+    set_float,
+    share,
+    splat_float,
+    store_floats,
+)
 
 VARIANTS = ("rows",)
 

@@ -88,5 +88,11 @@ class SpeechExecutor(Executor, Protocol):
     def last_logits(self, count: int) -> Float32Array:
         """The logits (count, vocabulary) by which `choose` chose last, of at most 64 outputs."""
 
-    def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...]) -> Float32Array:
-        """Like ``step``, but gives (heads, rows, source_length): how rows attend to their sources."""
+    def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...], frames: int) -> Float32Array:
+        """Like ``step``, of rows of one source; gives (heads, rows, frames): how they attend to its first frames."""
+
+    def smooth(self, weights: Float32Array) -> Float32Array:
+        """Attention (heads, rows, frames) smoothed over frames and averaged over heads: (rows, frames)."""
+
+    def warp(self, gains: Float32Array) -> tuple[Int32Array, Int32Array]:
+        """Rows and frames of the monotone path through (rows, frames) with the largest sum."""

@@ -40,7 +40,9 @@ def allowed_log_probabilities(
         stamped &= rules[:, DECIDE] != 0
         values[np.ix_(stamped, text)] = -np.inf
         weights[np.ix_(stamped, text)] = 0
-        return values - np.where(np.isfinite(peak), peak, 0) - np.log(weights.sum(axis=1, keepdims=True))
+        found: NDArray[np.float64] = values - np.where(np.isfinite(peak), peak, 0)
+        totals: NDArray[np.float64] = np.log(weights.sum(axis=1, keepdims=True))
+        return found - totals
 
 
 def best(log_probabilities: NDArray[np.float64], count: int) -> tuple[Int32Array, Float32Array]:

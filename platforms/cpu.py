@@ -18,10 +18,11 @@ from edgellm.locks import ForkAwareLock
 from edgellm.memory import release_code
 from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array
-from edgellm.platforms.cpu_amx import FEWEST_ROWS, TiledProducts, tile_kernels
+from edgellm.platforms.cpu_amx import AMXTiles, tile_kernels
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
+from edgellm.platforms.cpu_tiles import Int8Tiles, int8_tile_kernels
 from edgellm.platforms.cpu_weights import WeightLoader
 from edgellm.platforms.features import physical_cores
 from edgellm.platforms.idle_cores import IdleCores
@@ -55,8 +56,8 @@ class CPUExecutor:
         UnsupportedModelError, InvalidSettingError, OutOfMemoryError.
     """
 
-    planner_type = Planner
-    takes_tiles = True
+    planner_type: type[Planner] = Planner
+    takes_amx = True
     max_rows = Planner.max_rows
 
     def __init__(
@@ -95,9 +96,11 @@ class CPUExecutor:
     def _load_kernels(self, cache_type: str, loader: WeightLoader) -> None:
         formats = {name: matrix.format.name for name, matrix in loader.matrices.items()}
         names = self._kernel_names(formats, cache_type) | set(TEAM_KERNELS) | loader.kernels
-        mode = amx_mode() if self.takes_tiles else None
-        self._tiles = TiledProducts(mode, self.threads) if mode else None
-        names |= tile_kernels(loader.matrices, mode) if mode else set()
+        mode = amx_mode() if self.takes_amx else None
+        self._tiles: list[AMXTiles | Int8Tiles] = [AMXTiles(mode, self.threads)] if mode else []
+        self._tiles.append(Int8Tiles())
+        self._many_rows = max(tiles.fewest_rows for tiles in self._tiles)
+        names |= int8_tile_kernels(names) | (tile_kernels(loader.matrices, mode) if mode else set())
         library = KernelLibrary(current_target(), kernels_folder(), self._progress)
         self._addresses = library.load(sorted(names))
         release_code("llvmlite")  # tens of megabytes, for linking alone
@@ -193,12 +196,14 @@ class CPUExecutor:
             self._check_open()
             self._take(batch)
             begin, waited = time.perf_counter(), self._team.waited
-            many = self._tiles is not None and len(batch.tokens) >= FEWEST_ROWS
-            self._team.run(self._tiled_body if many else self._body, self._size.threads)
+            self._run_body(len(batch.tokens))
             logits = self._run_head(batch.outputs)
             now = time.perf_counter()
             self._size.note(len(batch.tokens), now - begin, self._team.waited - waited, now)
             return logits
+
+    def _run_body(self, rows: int) -> None:
+        self._team.run(self._tiled_body if rows >= self._many_rows else self._body, self._size.threads)
 
     def _run_head(self, outputs: NDArray[np.int32]) -> Float32Array:
         count = len(outputs)

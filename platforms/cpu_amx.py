@@ -6,25 +6,18 @@ kernel for tiles stay as they are.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from edgellm.graph import Linear
 from edgellm.kernels import amx_layout, records
 from edgellm.kernels.packing import PackedMatrix
 from edgellm.platforms.cpu_parts import (
-    FEW_ROWS,
     MANY_ROWS,
     MAX_ROWS,
     Buffer,
     BufferPool,
     Int64Array,
-    Quantized,
     Step,
     make_record,
 )
-
-FEWEST_ROWS = 16
-"""Of steps that use tiles: weights are unpacked once for all rows, which costs as much as multiplying some 20."""
 
 
 def tile_kernels(matrices: dict[str, PackedMatrix], mode: str) -> set[str]:
@@ -37,17 +30,20 @@ def tile_kernels(matrices: dict[str, PackedMatrix], mode: str) -> set[str]:
     return names | {"amx_input.bfloat16"} if names else names
 
 
-class TiledProducts:
+class AMXTiles:
     """Makes the steps; ``mode`` is "hardware" or "emulated"."""
+
+    # Weights are unpacked once for all rows, which costs as much as multiplying some 20.
+    fewest_rows = 16
 
     def __init__(self, mode: str, threads: int) -> None:
         self._emulated, self._threads = mode == "emulated", threads
         self._inputs: dict[str, Buffer] = {}
         self._scratch: Buffer | None = None
 
-    def takes(self, matrix: PackedMatrix) -> bool:
-        """Whether a kernel for tiles multiplies by that matrix."""
-        return amx_layout.supports(matrix.format.name, matrix.columns)
+    def takes(self, matrix: PackedMatrix, rounded: bool) -> bool:
+        """Whether there is a kernel for products with that matrix; not of rounded rows, which it would round again."""
+        return not rounded and amx_layout.supports(matrix.format.name, matrix.columns)
 
     def steps(
         self,
@@ -57,6 +53,7 @@ class TiledProducts:
         source: Buffer,
         target: Buffer,
         pool: BufferPool,
+        fine: bool,
     ) -> list[Step]:
         """One product, and before it the writing of its input if no other product has asked for it.
 
@@ -67,6 +64,7 @@ class TiledProducts:
             source: the activations, float32.
             target: where the result goes.
             pool: gives the buffers.
+            fine: of no account: bfloat16 has no remainders.
         """
         field = {name: int(usual[getattr(records.MATMUL, name) // 8]) for name in records.MATMUL._fields}
         steps = []
@@ -93,13 +91,3 @@ class TiledProducts:
         """The value of that name is dead."""
         if name in self._inputs:
             pool.give(self._inputs.pop(name))
-
-
-def without_codes(step: Step, codes_field: int, quantized: Quantized) -> Step:
-    """For many rows: a step that also quantizes its result, without that; the step itself is left to few rows."""
-    record = step.record.copy()
-    record[codes_field // 8] = 0
-    step.rows = FEW_ROWS
-    unread = id(quantized.codes.data), id(quantized.scales.data)
-    writes = [buffer for buffer in step.writes if id(buffer.data) not in unread]
-    return replace(step, record=record, writes=writes, rows=MANY_ROWS)

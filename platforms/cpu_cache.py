@@ -78,6 +78,11 @@ class CacheMemory:
         """Bytes of one block, all layers."""
         return sum(layout.block_bytes for layout in self._layouts)
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes reserved."""
+        return self.blocks * self.block_bytes
+
     def layer(self, number: int) -> Any:
         """The planner's name for a layer's region."""
         return self._markers[number]
@@ -101,6 +106,16 @@ class CacheMemory:
     def address(self, layer: int) -> int:
         """Of a layer's first block."""
         return self._regions[layer].ctypes.data
+
+    def keys(self, layer: int, first: int, blocks: int, head: int) -> NDArray[np.float32]:
+        """A head's keys (tokens, key width) of neighbouring blocks; not of type q8_0."""
+        layout = self._layouts[layer]
+        kind = np.float16 if layout.head_key_bytes == 2 * BLOCK_TOKENS * layout.key_width else np.float32
+        size = layout.block_bytes
+        region = self._regions[layer][first * size : (first + blocks) * size].reshape(blocks, size)
+        part = region[:, head * layout.head_key_bytes : (head + 1) * layout.head_key_bytes]
+        columns = np.ascontiguousarray(part).view(kind).reshape(blocks, layout.key_width, BLOCK_TOKENS)
+        return columns.transpose(0, 2, 1).reshape(-1, layout.key_width).astype(np.float32)
 
     def copy(self, source: int, destination: int) -> None:
         """Copy one block, all layers."""

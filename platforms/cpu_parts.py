@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -226,3 +226,13 @@ def fine_products(graph: Graph) -> frozenset[str]:
             if selected or (narrow and operation.out.name in values):
                 names.add(operation.out.name)
     return frozenset(names)
+
+
+def without_codes(step: Step, codes_field: int, quantized: Quantized) -> Step:
+    """For many rows: a step that also quantizes its result, without that; the step itself is left to few rows."""
+    record = step.record.copy()
+    record[codes_field // 8] = 0
+    step.rows = FEW_ROWS
+    unread = id(quantized.codes.data), id(quantized.scales.data)
+    writes = [buffer for buffer in step.writes if id(buffer.data) not in unread]
+    return replace(step, record=record, writes=writes, rows=MANY_ROWS)

@@ -66,7 +66,7 @@ class Planner(ExpertPlanner):
             number += self._plan_one(number, operations[number])
         self.logits = self._buffers[self._graph.logits.name]
         body, head = self.steps[: self.body], self.steps[self.body :]
-        if self._tiles is not None:
+        if self._tiles:
             self.tiled_body = [replace(step) for step in body if step.rows != FEW_ROWS]
             place_barriers(self.tiled_body, 0)
         body = [step for step in body if step.rows != MANY_ROWS]
@@ -151,11 +151,11 @@ class Planner(ExpertPlanner):
         )
         kernel = matmul_kernel(matrix.format.name, operation.out.name in self._fine)
         self._emit(kernel, record, reads, [target])
-        if self._tiles is not None and self._on_tiles(operation):
+        tiles = self._tiles_for(operation)
+        if tiles is not None:
             self.steps[-1].rows = FEW_ROWS
-            self.steps += self._tiles.steps(
-                operation, record, matrix, self._buffers[operation.x.name], target, self.pool
-            )
+            source, fine = self._buffers[operation.x.name], operation.out.name in self._fine
+            self.steps += tiles.steps(operation, record, matrix, source, target, self.pool, fine)
 
     def _norm(self, operation: Norm, target: Buffer, accumulate: bool) -> None:
         source = self._buffers[operation.x.name]

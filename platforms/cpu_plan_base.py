@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from edgellm.graph import (
 )
 from edgellm.kernels import records
 from edgellm.kernels.packing import FLOAT_FORMATS, PackedMatrix, aligned_empty
-from edgellm.platforms.cpu_amx import TiledProducts, without_codes
+from edgellm.platforms.cpu_amx import AMXTiles
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import (
     FEW_ROWS,
@@ -42,7 +43,9 @@ from edgellm.platforms.cpu_parts import (
     make_record,
     padded,
     weight_key,
+    without_codes,
 )
+from edgellm.platforms.cpu_tiles import Int8Tiles
 
 
 class PlanBase:
@@ -62,7 +65,7 @@ class PlanBase:
         cache_type: str,
         cache: CacheMemory,
         threads: int,
-        tiles: TiledProducts | None = None,
+        tiles: Sequence[AMXTiles | Int8Tiles] = (),
     ) -> None:
         self._graph, self._matrices, self._vectors = graph, matrices, vectors
         self._cache, self._cache_type, self._threads = cache, cache_type, threads
@@ -149,8 +152,8 @@ class PlanBase:
                 self.pool.give(quantized.scales)
             for more in self._route_lists.pop(name, ()):
                 self.pool.give(more)
-            if self._tiles is not None:
-                self._tiles.release(name, self.pool)
+            for tiles in self._tiles:
+                tiles.release(name, self.pool)
 
     # -- quantized activations ----------------------------------------------------------------------------------
 
@@ -210,16 +213,17 @@ class PlanBase:
     def _many_read_codes(self, value: Value) -> bool:
         """Whether the codes of a value are wanted when there are many rows: products on tiles do not read them."""
         return any(
-            not self._on_tiles(op) and self._matrices[weight_key(op)].format.name not in FLOAT_FORMATS
+            self._tiles_for(op) is None and self._matrices[weight_key(op)].format.name not in FLOAT_FORMATS
             for op in self._readers[value.name]
             if isinstance(op, Linear | StackedLinear)
         )
 
-    def _on_tiles(self, operation: Linear | StackedLinear) -> bool:
-        """Whether a product of many rows is one on tiles: not of rounded rows, which these would round once more."""
-        if self._tiles is None or self._count != ROWS or not isinstance(operation, Linear):
-            return False
-        return operation.x.name not in self._rounded and self._tiles.takes(self._matrices[weight_key(operation)])
+    def _tiles_for(self, operation: Linear | StackedLinear) -> AMXTiles | Int8Tiles | None:
+        """What makes the steps of a product of many rows, if it is one on tiles."""
+        if self._count != ROWS or not isinstance(operation, Linear):
+            return None
+        matrix, rounded = self._matrices[weight_key(operation)], operation.x.name in self._rounded
+        return next((tiles for tiles in self._tiles if tiles.takes(matrix, rounded)), None)
 
     def _leave_codes_to_few(self, value: Value, codes_field: int) -> None:
         """The last step quantizes its result, perhaps: not for many rows if nobody reads that."""

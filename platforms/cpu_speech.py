@@ -10,13 +10,16 @@ import numpy as np
 from edgellm.errors import InvalidSettingError
 from edgellm.graph import Embedding, Graph, Input
 from edgellm.kernels.packing import PackedMatrix
-from edgellm.kernels.records import ATTENTION, CACHE, CHOOSE
+from edgellm.kernels.records import ATTENTION, CACHE, CHOOSE, WHOLE
+from edgellm.platforms.alignment import KERNELS as ALIGNMENT_KERNELS
+from edgellm.platforms.alignment import AlignmentPlan
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
 from edgellm.platforms.choosing import BIAS, END, FIRST_TEXT, MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu import CPUExecutor, Progress, _plan_array
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import kernel_names
 from edgellm.platforms.cpu_speech_plan import DecoderPlanner, EncoderPlanner, source_blocks
+from edgellm.platforms.cpu_whole import WholeLayout, WholeMemory, supports
 from edgellm.platforms.mel import KERNELS as MEL_KERNELS
 from edgellm.platforms.mel import MelPlan
 from edgellm.weights import WeightStore
@@ -29,11 +32,12 @@ class CPUSpeechExecutor(CPUExecutor):
         encoder: the graph from frames to keys and values.
         decoder: the graph from tokens to logits.
         weights, threads, cache_type, progress, meanwhile: as those of `CPUExecutor`; the cache type is also that of
-            the keys and values of sources and of the encoder.
+            the keys and values of sources and of the encoder,
+        quantized_sources: unless these are int8, with attention that multiplies int8.
     """
 
     planner_type = DecoderPlanner
-    takes_tiles = False  # of AMX, whose inputs are laid out for fewer rows than an encoder has
+    takes_amx = False  # whose inputs are laid out for fewer rows than an encoder has
     _planner: DecoderPlanner
 
     def __init__(
@@ -45,40 +49,68 @@ class CPUSpeechExecutor(CPUExecutor):
         cache_type: str = "f16",
         progress: Progress | None = None,
         meanwhile: Callable[[], object] | None = None,
+        quantized_sources: bool = False,
     ) -> None:
         self.encoder_graph = encoder
         self.sources = 0
-        self._source_memory = CacheMemory(decoder.source, cache_type)
+        self._whole: WholeMemory | None = None
+        self._source_memory: CacheMemory | WholeMemory = CacheMemory(decoder.source, cache_type)
+        if quantized_sources and supports(decoder.source[0]) and supports(encoder.cache[0]):
+            self._use_whole_attention(encoder, decoder)
         self._encoder_cache = CacheMemory(encoder.cache[:1], cache_type)
         self._source_blocks = source_blocks(decoder.source_length)
-        self._source_tables = np.zeros((0, 0), np.int32)
+        self._source_tables = np.zeros(0, np.int32)
         self._filled: set[int] = set()
         super().__init__(decoder, weights, threads, cache_type, progress, meanwhile)
 
     # -- loading ------------------------------------------------------------------------------------------------
+
+    def _use_whole_attention(self, encoder: Graph, decoder: Graph) -> None:
+        heads, source = encoder.cache[0], decoder.source[0]
+        keys = encoder.source_length
+        self._whole = WholeMemory(1, WholeLayout(heads.kv_heads, heads.key_dim, keys, "f32"))
+        layout = WholeLayout(source.kv_heads, source.key_dim, keys, "q8")
+        self._source_memory = WholeMemory(len(decoder.source), layout)
 
     def _whole_graph(self) -> Graph:
         return replace(self.graph, operations=self.encoder_graph.operations + self.graph.operations)
 
     def _kernel_names(self, formats: dict[str, str], cache_type: str) -> set[str]:
         names = kernel_names(self.encoder_graph, formats, cache_type) | kernel_names(self.graph, formats, cache_type)
-        return names | MEL_KERNELS | {"unfold.rows", "choose.tokens", f"cache.{cache_type}", f"attention.{cache_type}"}
+        if self._whole is not None:
+            kinds = ("store_f32", "store_q8", "attend_f32", "attend_q8")
+            names |= {f"whole_attention.{kind}" for kind in kinds}
+        return (
+            names
+            | MEL_KERNELS
+            | ALIGNMENT_KERNELS
+            | {"unfold.rows", "choose.tokens", f"cache.{cache_type}", f"attention.{cache_type}"}
+        )
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
+        DecoderPlanner.source_memory = self._source_memory
         super()._plan(matrices, cache_type)
         vectors = self._read_vectors()
         for operation in self.encoder_graph.operations:
             if isinstance(operation, Embedding):
                 vectors[operation.weight] = self._weights.float32(operation.weight)
         planner = EncoderPlanner(
-            self.encoder_graph, matrices, vectors, cache_type, self._encoder_cache, self.threads, self._source_memory
-        )
-        self._encoder_plan = _plan_array(planner.plan(), self._addresses)
+            self.encoder_graph, matrices, vectors, cache_type, self._encoder_cache, self.threads,
+            self._source_memory, self._whole,
+        )  # fmt: skip
+        planner.plan()
+        self._encoder_plan = _plan_array(planner.tiled_body, self._addresses)
         self._encoder_planner = planner
         self._frames = self._view(planner.frames.data, planner.frames.stride, 2 * self.graph.source_length)
         self._encoded = self._view(planner.logits.data, planner.logits.stride, self.graph.source_length)
+        self._align = AlignmentPlan(self._team, self._addresses)
         self._mel = MelPlan(self._bins, 2 * self.graph.source_length, self._team, self._addresses)
-        self._encoder_cache.reserve(self._source_blocks)
+        if self._whole is None:
+            self._encoder_cache.reserve(self._source_blocks)
+        else:
+            self._whole.reserve(1)
+            for record in planner.whole_records:
+                record[WHOLE.store // 8] = self._whole.address(0)
         self._encoder_table = np.arange(self._source_blocks, dtype=np.int32)
         for _layer, store, attend in planner.attention_records:
             store[CACHE.cache // 8] = attend[ATTENTION.cache // 8] = self._encoder_cache.address(0)
@@ -101,14 +133,24 @@ class CPUSpeechExecutor(CPUExecutor):
             self._check_open()
             self._filled.clear()
             self.sources = 0
-            self._source_memory.reserve(count * self._source_blocks)
-            self._source_tables = np.arange(count * self._source_blocks, dtype=np.int32)
-            for layer, record in self._encoder_planner.source_records:
-                record[CACHE.cache // 8] = self._source_memory.address(layer)
-            for layer, record in self._planner.cross_records:
-                record[ATTENTION.cache // 8] = self._source_memory.address(layer)
-                record[ATTENTION.tables // 8] = self._source_tables.ctypes.data
+            self._reserve(count, self._source_memory)
             self.sources = count
+
+    def _reserve(self, count: int, memory: CacheMemory | WholeMemory) -> None:
+        """Reserve the memory and tell the kernels where it is."""
+        stores, attends = self._encoder_planner.source_records, self._planner.cross_records
+        if isinstance(memory, WholeMemory):
+            memory.reserve(count)
+            for layer, record in [*stores, *attends]:
+                record[WHOLE.store // 8] = memory.address(layer)
+            return
+        memory.reserve(count * self._source_blocks)
+        self._source_tables = np.arange(count * self._source_blocks, dtype=np.int32)
+        for layer, record in stores:
+            record[CACHE.cache // 8] = memory.address(layer)
+        for layer, record in attends:
+            record[ATTENTION.cache // 8] = memory.address(layer)
+            record[ATTENTION.tables // 8] = self._source_tables.ctypes.data
 
     def spectrogram(self, samples: Float32Array) -> Float32Array:
         """Log-mel frames (2 * source_length, mel_bins) of sound at 16 kHz, with silence after it; valid until the next.
@@ -135,6 +177,7 @@ class CPUSpeechExecutor(CPUExecutor):
                 raise InvalidSettingError(f"source {source} is not within 0 to {self.sources - 1}")
             self._frames[:, :bins] = frames
             first = source * self._source_blocks * BLOCK_TOKENS
+            self._encoder_planner.source[0] = source
             self._encoder_planner.source_slots[:] = np.arange(first, first + self.graph.source_length)
             self._team.run(self._encoder_plan, self._size.threads)
             self._filled.add(source)
@@ -172,7 +215,7 @@ class CPUSpeechExecutor(CPUExecutor):
             self._check_open()
             self._check_rules(rules, len(batch.outputs), count)
             self._take(batch)
-            self._team.run(self._body, self._size.threads)
+            self._run_body(len(batch.tokens))
             tokens = np.empty((len(rules), count), np.int32)
             scores = np.empty((len(rules), count), np.float32)
             planner = self._planner
@@ -190,6 +233,53 @@ class CPUSpeechExecutor(CPUExecutor):
     def last_logits(self, count: int) -> Float32Array:
         """The logits (count, vocabulary) by which `choose` chose last, of at most ``max_outputs``."""
         return self._logits[:count]
+
+    # -- alignment ----------------------------------------------------------------------------------------------
+
+    def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...], frames: int) -> Float32Array:
+        """Run the decoder and see how rows attend to their sources.
+
+        Args:
+            batch: the step; all its rows are of one source.
+            heads: (layer, head) of the attention to look at.
+            frames: rows of the source that count.
+
+        Returns:
+            (heads, rows, frames), each row with the sum 1.
+        """
+        with self._lock:
+            self._check_open()
+            if not 1 <= frames <= self.graph.source_length or len(set(batch.sources.tolist())) != 1:
+                raise InvalidSettingError(f"alignment of {frames} frames of {len(set(batch.sources.tolist()))} sources")
+            self._take(batch)
+            layers = {layer for layer, _ in heads}
+            if not layers <= set(self._planner.queries):
+                self._aligning = _plan_array(self._planner.aligning(layers), self._addresses)
+            self._team.run(self._aligning, self._size.threads)
+            rows, source = len(batch.tokens), int(batch.sources[0])
+            found = np.empty((len(heads), rows, frames), np.float32)
+            for number, (layer, head) in enumerate(heads):
+                kept = self._planner.queries[layer]
+                keys = self._source_keys(layer, source, head)[:frames]
+                width = keys.shape[1]
+                queries = self._view(kept.data, kept.stride, self.max_rows)[:rows, head * width : (head + 1) * width]
+                scores = queries @ keys.T * np.float32(width**-0.5)
+                np.exp(scores - scores.max(axis=1, keepdims=True), out=scores)
+                np.divide(scores, scores.sum(axis=1, keepdims=True), out=found[number])
+            return found
+
+    def _source_keys(self, layer: int, source: int, head: int) -> Float32Array:
+        if isinstance(self._source_memory, WholeMemory):
+            return self._source_memory.keys(layer, source, head)
+        return self._source_memory.keys(layer, source * self._source_blocks, self._source_blocks, head)
+
+    def smooth(self, weights: Float32Array) -> Float32Array:
+        """Attention (heads, rows, frames) smoothed over frames and averaged over heads."""
+        return self._align.smooth(weights)
+
+    def warp(self, gains: Float32Array) -> tuple[Int32Array, Int32Array]:
+        """Rows and frames of the path through (rows, frames) with the largest sum."""
+        return self._align.warp(gains)
 
     def _check_rules(self, rules: Int32Array, outputs: int, count: int) -> None:
         if rules.shape != (outputs, RULES) or not 1 <= count <= MOST_CANDIDATES:
@@ -215,8 +305,8 @@ class CPUSpeechExecutor(CPUExecutor):
         """Bytes of packed weights, of caches and of buffers."""
         found = super().memory()
         if not self._closed:
-            found["cache"] += self._source_memory.blocks * self._source_memory.block_bytes
-            found["cache"] += self._encoder_cache.blocks * self._encoder_cache.block_bytes
+            for memory in (self._source_memory, self._encoder_cache, self._whole):
+                found["cache"] += 0 if memory is None else memory.total_bytes
             found["buffers"] += self._encoder_planner.pool.total_bytes
         return found
 
@@ -227,6 +317,8 @@ class CPUSpeechExecutor(CPUExecutor):
         if closing:
             self._source_memory.clear()
             self._encoder_cache.clear()
+            if self._whole is not None:
+                self._whole.clear()
             self._filled.clear()
             self._frames = self._encoded = np.zeros((0, 0), np.float32)
             del self._encoder_planner

@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.graph import Attention, CrossAttention, Embedding, Graph, Input, Operation, StoreSource, Unfold
-from edgellm.kernels import records
+from edgellm.kernels import records, tile_layout
 from edgellm.kernels.packing import PackedMatrix, aligned_zeros
 from edgellm.platforms.batch import BLOCK_TOKENS, Float32Array
 from edgellm.platforms.choosing import MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
 from edgellm.platforms.cpu_parts import OUTPUTS, ROWS, Buffer, Int64Array, Step, make_record, padded
 from edgellm.platforms.cpu_plan import Planner
+from edgellm.platforms.cpu_tiles import Int8Tiles
+from edgellm.platforms.cpu_whole import WholeMemory
 
 FRAMES = OUTPUTS
 """The count of rows before the convolution that takes every other one: an encoder has no rows to choose."""
@@ -40,12 +42,14 @@ def cache_shape(layout: BlockLayout, heads: int) -> dict[str, int]:
 
 
 class EncoderPlanner(Planner):
-    """The plan of an encoder: all its ``steps`` run once for a source. Its numbers of rows are those of the model.
+    """The plan of an encoder: its ``tiled_body`` runs once for a source. Its numbers of rows are those of the model.
 
     Attributes:
         frames: where the input goes.
         source_records: layer and record of what stores keys and values for the decoder.
         source_slots: where the rows of the current source go.
+        source: its number.
+        whole_records: of attention with int8 keys, which get the address of their memory.
     """
 
     frames: Buffer
@@ -58,19 +62,22 @@ class EncoderPlanner(Planner):
         cache_type: str,
         cache: CacheMemory,
         threads: int,
-        source: CacheMemory,
+        source: CacheMemory | WholeMemory,
+        whole: WholeMemory | None = None,
     ) -> None:
-        self.max_rows = graph.source_length
-        self._source = source
+        self.max_rows = -(-graph.source_length // tile_layout.ROWS) * tile_layout.ROWS  # products write whole tiles
+        self._source, self._whole = source, whole
+        self.whole_records: list[Int64Array] = []
+        self.source = np.zeros(1, np.int32)
         self._kept: set[str] = set()
         self.source_records: list[tuple[int, Int64Array]] = []
         self.source_slots = np.zeros(graph.source_length, np.int32)
         self.max_outputs = 2 * graph.source_length
-        super().__init__(graph, matrices, vectors, cache_type, cache, threads)
+        super().__init__(graph, matrices, vectors, cache_type, cache, threads, [Int8Tiles(graph.source_length)])
         inputs = self.inputs
-        inputs.rows[0], inputs.outputs[0] = self.max_rows, self.max_outputs
+        inputs.rows[0], inputs.outputs[0] = graph.source_length, self.max_outputs
         inputs.positions[:] = graph.source_length - 1  # every row sees all
-        inputs.slots[:] = np.arange(graph.source_length)
+        inputs.slots[:] = np.arange(self.max_rows)
         inputs.table_stride[0] = 4 * source_blocks(graph.source_length)
         self._count = FRAMES
 
@@ -78,6 +85,12 @@ class EncoderPlanner(Planner):
         return self.inputs.count_address(self._count)
 
     def _plan_one(self, number: int, operation: Operation) -> int:
+        used = self._plan_own(number, operation)
+        if number + used == len(self._graph.operations):
+            self.body = len(self.steps)  # an encoder has no head
+        return used
+
+    def _plan_own(self, number: int, operation: Operation) -> int:
         match operation:
             case Input():
                 self.frames = self._new(operation.out)
@@ -89,7 +102,10 @@ class EncoderPlanner(Planner):
                 self._positions(operation)
             case Attention():
                 # The layers run one after another, so that one layer's room does for all.
-                self._attention(replace(operation, layer=0))
+                if self._whole is None:
+                    self._attention(replace(operation, layer=0))
+                else:
+                    self._whole_attention(operation, self._whole)
             case _:
                 return super()._plan_one(number, operation)
         self._release_dead(number)
@@ -105,7 +121,7 @@ class EncoderPlanner(Planner):
         """The table of positions, which is the same for every source."""
         table = self._vectors[operation.weight]
         stride = 4 * padded(operation.out.width)
-        data = aligned_zeros(len(table) * stride)
+        data = aligned_zeros(self.max_rows * stride)[: len(table) * stride]
         data.view(np.float32).reshape(len(table), -1)[:, : table.shape[1]] = operation.scale * table
         self._buffers[operation.out.name] = Buffer(data, stride)
         self._kept.add(operation.out.name)
@@ -122,9 +138,36 @@ class EncoderPlanner(Planner):
         )  # fmt: skip
         self._emit("unfold.rows", record, [source], [target])
 
+    def _whole_attention(self, operation: Attention, memory: WholeMemory) -> None:
+        """Attention with int8 keys, which are stored first."""
+        assert operation.v is not None
+        layout, rows = memory.layout, self._count_address()
+        q, k, v = (self._buffers[value.name] for value in (operation.q, operation.k, operation.v))
+        target = self._new(operation.out)
+        scratch = self.pool.take(self._threads, layout.scratch_bytes)
+        constants = self._constant([operation.scale])
+        none = np.zeros(self.max_rows, np.int32)
+        self._constants.append(none)
+        store = layout.record(rows, k, v, none, scratch, constants)
+        attend = layout.record(rows, q, target, none, scratch, constants)
+        marker = memory.layer(0)
+        self._emit(f"whole_attention.store_{layout.values}", store, [k, v], [marker, scratch])
+        self._emit(f"whole_attention.attend_{layout.values}", attend, [q, marker], [target, scratch])
+        self.pool.give(scratch)
+        self.whole_records += [store, attend]
+
     def _store_source(self, operation: StoreSource) -> None:
         layer = self._graph.source[operation.layer]
         k, v = self._buffers[operation.k.name], self._buffers[operation.v.name]
+        if isinstance(self._source, WholeMemory):
+            layout = self._source.layout
+            scratch = self.pool.take(self._threads, layout.scratch_bytes)
+            record = layout.record(self._count_address(), k, v, self.source, scratch, self._constant([1.0]))
+            marker = self._source.layer(operation.layer)
+            self._emit(f"whole_attention.store_{layout.values}", record, [k, v], [marker, scratch])
+            self.pool.give(scratch)
+            self.source_records.append((operation.layer, record))
+            return
         record = make_record(
             records.CACHE, rows=self._count_address(), keys=k.address, keys_stride=k.stride, values=v.address,
             values_stride=v.stride, slots=self.source_slots.ctypes.data,
@@ -140,10 +183,13 @@ class DecoderPlanner(Planner):
     Attributes:
         sources: the source of each row of a step.
         cross_records: layer and record of each attention to a source.
+        cross_steps: layer, step and queries of each attention to a source.
+        queries: of layers whose attention is looked at, where they are kept.
         rules, tokens, scores: what the choosing step is told and what it finds.
     """
 
     max_outputs = 64
+    source_memory: CacheMemory | WholeMemory
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -151,9 +197,29 @@ class DecoderPlanner(Planner):
         self._last_rows = np.full(self.max_rows, self._graph.source_length - 1, np.int32)
         self._table_stride = np.array([4 * source_blocks(self._graph.source_length)], np.int64)
         self.cross_records: list[tuple[int, Int64Array]] = []
+        self.cross_steps: list[tuple[int, Step, Buffer]] = []
+        self.queries: dict[int, Buffer] = {}
+        self._row_numbers = np.arange(self.max_rows, dtype=np.int32)
         self.rules = np.zeros((self.max_outputs, RULES), np.int32)
         self.tokens = np.zeros((self.max_outputs, MOST_CANDIDATES), np.int32)
         self.scores = np.zeros((self.max_outputs, MOST_CANDIDATES), np.float32)
+
+    def aligning(self, layers: set[int]) -> list[Step]:
+        """The body again, with the queries of some layers' attention to sources kept in ``queries``."""
+        steps: list[Step] = []
+        by_step = {id(step): (layer, buffer) for layer, step, buffer in self.cross_steps}
+        for step in self.steps[: self.body]:
+            layer, source = by_step.get(id(step), (-1, None))
+            if source is not None and layer in layers:
+                kept = self.queries[layer] = Buffer(aligned_zeros(self.max_rows * source.stride), source.stride)
+                record = make_record(
+                    records.ROWS, rows=self.inputs.count_address(ROWS), width=source.stride // 4,
+                    input=source.address, input_stride=source.stride, output=kept.address, output_stride=kept.stride,
+                    index=self._row_numbers.ctypes.data,
+                )  # fmt: skip
+                steps.append(Step("rows.select", record, [source], [kept], barrier=True))
+            steps.append(step)
+        return steps
 
     def choosing(self, timestamps: int, bias: Float32Array) -> Step:
         """The step after the head that chooses tokens by ``rules``.
@@ -176,11 +242,16 @@ class DecoderPlanner(Planner):
     def _plan_one(self, number: int, operation: Operation) -> int:
         if not isinstance(operation, CrossAttention):
             return super()._plan_one(number, operation)
+        queries = self._buffers[operation.q.name]
         self._cross_attention(operation)
+        self.cross_steps.append((operation.layer, self.steps[-1], queries))
         self._release_dead(number)
         return 1
 
     def _cross_attention(self, operation: CrossAttention) -> None:
+        if isinstance(self.source_memory, WholeMemory):
+            self._whole_cross_attention(operation, self.source_memory)
+            return
         layer = self._graph.source[operation.layer]
         layout = BlockLayout.of(layer, self._cache_type)
         q, target = self._buffers[operation.q.name], self._new(operation.out)
@@ -194,5 +265,15 @@ class DecoderPlanner(Planner):
             scratch=scratch.address, scratch_stride=scratch_stride, **cache_shape(layout, layer.kv_heads),
         )  # fmt: skip
         self._emit(f"attention.{self._cache_type}", record, [q], [target, scratch])
+        self.pool.give(scratch)
+        self.cross_records.append((operation.layer, record))
+
+    def _whole_cross_attention(self, operation: CrossAttention, memory: WholeMemory) -> None:
+        layout = memory.layout
+        q, target = self._buffers[operation.q.name], self._new(operation.out)
+        scratch = self.pool.take(self._threads, layout.scratch_bytes)
+        rows, constants = self.inputs.count_address(ROWS), self._constant([operation.scale])
+        record = layout.record(rows, q, target, self.sources, scratch, constants)
+        self._emit(f"whole_attention.attend_{layout.values}", record, [q], [target, scratch])
         self.pool.give(scratch)
         self.cross_records.append((operation.layer, record))

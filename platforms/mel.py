@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,8 @@ def mel_filters(bins: int) -> NDArray[np.float64]:
     rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
     areas: NDArray[np.float64] = 2 / (edges[2:] - edges[:-2])
-    return np.maximum(0, np.minimum(rising, falling)) * areas[:, None]
+    filters: NDArray[np.float64] = np.maximum(0, np.minimum(rising, falling)) * areas[:, None]
+    return filters
 
 
 def window() -> NDArray[np.float64]:
@@ -66,7 +68,8 @@ def log_mel_reference(samples: Float32Array, bins: int, frames: int) -> NDArray[
     cut = np.lib.stride_tricks.sliding_window_view(around(samples, frames), FRAME)[::HOP]
     powers = np.abs(np.fft.rfft(cut * window(), axis=1)) ** 2
     logarithms = np.log10(np.maximum(powers @ mel_filters(bins).T, 1e-10))
-    return (np.maximum(logarithms, logarithms.max() - 8) + 4) / 4
+    scaled: NDArray[np.float64] = (np.maximum(logarithms, logarithms.max() - 8) + 4) / 4
+    return scaled
 
 
 def _waves() -> Float32Array:
@@ -105,7 +108,7 @@ class MelPlan:
         scratch = -(-_SCRATCH // 64) * 64
         self._stride = 4 * padded(bins)
         self._output = aligned_zeros(frames * self._stride)
-        self._keep = {
+        self._keep: dict[str, NDArray[Any]] = {
             "window": window()[: FRAME // 2 + 1].astype(np.float32),
             "waves": _waves(),
             "filters": by_group,
@@ -145,7 +148,8 @@ class MelPlan:
         return result
 
     def _peaks(self, threads: int | None) -> Float32Array:
-        return self._keep["peaks"].view(np.float32)[::16][: threads or self._team.threads]
+        peaks: Float32Array = self._keep["peaks"].view(np.float32)
+        return peaks[::16][: threads or self._team.threads]
 
 
 def _ranges(filters: Float32Array) -> NDArray[np.int32]:

@@ -207,6 +207,8 @@ class ReferenceExecutor:
                 return join(values[a.name], values[b.name], heads, operation.shared)
             case RoundRows(x=x):
                 return round_rows(values[x.name])
+            case _:
+                raise NotImplementedError(f"{type(operation).__name__} is of speech models")
 
     def _multiply_parts(self, operation: StackedLinear, values: Values) -> Array:
         x = values[operation.x.name]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgellm.errors import InvalidSettingError
 from edgellm.graph import CrossAttention, Graph, Input, Operation, StoreSource, Unfold
+from edgellm.platforms.alignment import smooth_reference, warp_reference
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
 from edgellm.platforms.choosing import allowed_log_probabilities, best
 from edgellm.platforms.mel import log_mel_reference
@@ -137,11 +138,20 @@ class ReferenceSpeechExecutor:
         """The logits (count, vocabulary) by which `choose` chose last."""
         return self._last[:count]
 
-    def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...]) -> Float32Array:
-        """(heads, rows, source_length): how the rows of a step attend to their sources."""
+    def alignment(self, batch: Batch, heads: tuple[tuple[int, int], ...], frames: int) -> Float32Array:
+        """(heads, rows, frames): how the rows of a step attend to the first frames of their source."""
         self.step(batch)
-        found = [self._decoder.weights_of[layer][:, head] for layer, head in heads]
-        return np.stack(found).astype(np.float32)
+        found = np.stack([self._decoder.weights_of[layer][:, head, :frames] for layer, head in heads])
+        shares: Float32Array = (found / found.sum(axis=-1, keepdims=True)).astype(np.float32)
+        return shares
+
+    def smooth(self, weights: Float32Array) -> Float32Array:
+        """Attention (heads, rows, frames) smoothed over frames and averaged over heads."""
+        return smooth_reference(weights)
+
+    def warp(self, gains: Float32Array) -> tuple[Int32Array, Int32Array]:
+        """Rows and frames of the path through (rows, frames) with the largest sum."""
+        return warp_reference(gains)
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy one block of the decoder's cache."""

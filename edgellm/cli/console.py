@@ -35,6 +35,7 @@ _STAGES = {
     "join": "joining",
     "hash": "hashing",
     "diarize": "telling speakers apart",
+    "transcribe": "transcribing",
 }
 _BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "split", "join", "hash"})
 _PATIENCE = 0.4
@@ -65,6 +66,13 @@ def escaped(text: str) -> str:
 def number(value: int) -> str:
     """A count for people: 1 234."""
     return f"{value:,}".replace(",", " ")
+
+
+def clock(seconds: float) -> str:
+    """A length of time for people: 1:02:03, or 2:03 where there are no hours."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
 def notice(text: str) -> None:
@@ -144,6 +152,11 @@ class ProgressDisplay:
             self._last_line = now
             click.echo(f"{self._label()}: {self._amount(done, total)}", err=True)
 
+    @property
+    def drawing(self) -> bool:
+        """Whether there is a bar on the screen now."""
+        return self._bars is not None
+
     def say(self, text: str) -> None:
         if self._bars is not None:
             self._bars.console.print(text, highlight=False, markup=False)
@@ -157,6 +170,9 @@ class ProgressDisplay:
         if self._stage in _BYTE_STAGES:
             rate = (done - self._began_with) / max(1e-9, time.monotonic() - self._began)
             return f"{format_bytes(done)} of {format_bytes(total)}, {format_bytes(rate)}/s"
+        if self._stage == "transcribe":
+            speed = (done - self._began_with) / max(1e-9, time.monotonic() - self._began)
+            return f"{clock(done)} of {clock(total)}, {speed:.1f} times real time"
         return f"{number(done)} of {number(total)}"
 
     def _draw(self, done: int, total: int) -> None:

@@ -48,13 +48,18 @@ def convert_command(
     those of llama.cpp's converter, so other programs read the file too. Nothing appears under the output's name
     before it is complete.
 
+    Whisper's speech models are also read in OpenAI's format (a .pt file, of which nothing is executed, with the model's
+    tokenizer.json beside it), CTranslate2's (a folder with model.bin) and whisper.cpp's (a ggml .bin file).
+
     A folder with adapter_config.json is a LoRA adapter: it becomes a file for --lora, and --base names its model.
     """
-    from edgellm.convert import convert, convert_adapter, is_adapter
+    from edgellm.convert import convert, convert_adapter, convert_whisper, is_adapter, is_whisper
 
     settings = ConvertSettings(kind.lower(), force, name, pre_tokenizer, offline, threads)
     with ProgressDisplay() as display:
-        if not is_adapter(source) and base is None:
+        if is_whisper(source) and base is None:
+            done = convert_whisper(source, output, settings, display)
+        elif not is_adapter(source) and base is None:
             done = convert(source, output, settings, display)
         elif base is None:
             raise click.UsageError(f"{source} is a LoRA adapter: name the model that it is for with --base")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,9 @@ from edgellm.cli.options import ModelOptions
 if TYPE_CHECKING:
     from edgellm.llm import LLM
     from edgellm.lora import Adapter
+    from edgellm.speech.transcriber import Transcriber
+
+VOICE_ACTIVITY_MODEL = "silero-vad"
 
 
 def find_model(options: ModelOptions) -> Path:
@@ -26,6 +31,31 @@ def open_model(options: ModelOptions) -> LLM:
     find_model(options)
     from edgellm.llm import LLM
 
+    with ProgressDisplay() as display:
+        return LLM.load(
+            options.model,  # not the file: an alias brings settings of its own
+            backend=options.backend,
+            threads=options.threads,
+            context=options.context,
+            cache_type=options.cache_type,
+            progress=announced(display),
+            adapters=[parse_adapter(text) for text in options.lora],
+        )
+
+
+def open_transcriber(options: ModelOptions, voice_activity: bool) -> Transcriber:
+    """Load a Whisper model, and see that the one for voice activity is there; fetched and compiled if need be."""
+    find_model(options)
+    if voice_activity:
+        find_model(replace(options, model=VOICE_ACTIVITY_MODEL))
+    from edgellm.speech.transcriber import Transcriber
+
+    with ProgressDisplay() as display:
+        return Transcriber.load(options.model, threads=options.threads, progress=announced(display))
+
+
+def announced(display: ProgressDisplay) -> Callable[[str, int, int], None]:
+    """The display, with a word before kernels are compiled: it takes long, and happens once."""
     said = False
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -35,16 +65,7 @@ def open_model(options: ModelOptions) -> LLM:
             said = True
         display(stage, done, total)
 
-    with ProgressDisplay() as display:
-        return LLM.load(
-            options.model,  # not the file: an alias brings settings of its own
-            backend=options.backend,
-            threads=options.threads,
-            context=options.context,
-            cache_type=options.cache_type,
-            progress=progress,
-            adapters=[parse_adapter(text) for text in options.lora],
-        )
+    return progress
 
 
 def parse_adapter(text: str) -> Adapter:

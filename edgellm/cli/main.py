@@ -17,6 +17,8 @@ from edgellm.errors import EdgeLLMError
 COMMANDS = {
     "chat": ("edgellm.cli.chat", "Talk to a model in the terminal."),
     "generate": ("edgellm.cli.generate", "Continue a text."),
+    "transcribe": ("edgellm.cli.transcribe", "Turn speech in sound files into text."),
+    "listen": ("edgellm.cli.listen", "Turn speech into text live, from the microphone or a pipe."),
     "tokenize": ("edgellm.cli.tokenize", "Show the tokens of a text."),
     "pull": ("edgellm.cli.models", "Download a model."),
     "list": ("edgellm.cli.models", "List the models on this machine."),
@@ -92,7 +94,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="edgellm")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about what happens.")
 def edgellm(verbose: bool) -> None:
-    """Language models on the device you have.
+    """Language and speech models on the device you have.
 
     A model is named by an alias (smollm2), a .gguf path, hf:owner/repo[:quant], pypi:package[==version]
     or ollama:name[:tag].

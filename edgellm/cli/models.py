@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import click
 
@@ -22,11 +23,18 @@ def pull_command(model: str, force: bool) -> None:
 
     try:
         with ProgressDisplay() as display:
-            path = pull(model, display, force)
+            path = pull(model, display, force, _convert)
     except KeyboardInterrupt:
         notice("interrupted; the same command goes on from here")
         raise
     click.echo(path)
+
+
+def _convert(folder: Path, output: Path, progress: Callable[[str, int, int], None] | None) -> None:
+    """Make the file of a model that comes as a checkpoint."""
+    from edgellm.convert.whisper import convert_for_hub
+
+    convert_for_hub(folder, output, progress)
 
 
 @click.command("list")

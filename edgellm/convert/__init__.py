@@ -9,14 +9,26 @@ if TYPE_CHECKING:
     from edgellm.convert.conversion import Converted, convert
     from edgellm.convert.merging import merge
     from edgellm.convert.settings import ConvertSettings
+    from edgellm.convert.whisper import convert_whisper, is_whisper
 
-__all__ = ["ConvertSettings", "Converted", "convert", "convert_adapter", "is_adapter", "merge"]
+__all__ = [
+    "ConvertSettings",
+    "Converted",
+    "convert",
+    "convert_adapter",
+    "convert_whisper",
+    "is_adapter",
+    "is_whisper",
+    "merge",
+]
 
 _HOMES = {
     "ConvertSettings": "edgellm.convert.settings",
     "Converted": "edgellm.convert.conversion",
     "convert": "edgellm.convert.conversion",
     "convert_adapter": "edgellm.convert.adapter",
+    "convert_whisper": "edgellm.convert.whisper",
+    "is_whisper": "edgellm.convert.whisper",
     "is_adapter": "edgellm.convert.adapter",
     "merge": "edgellm.convert.merging",
 }

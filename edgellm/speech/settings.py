@@ -1,10 +1,11 @@
-"""How to transcribe: the options of openai-whisper, under its names and with its defaults, and some of faster-whisper's."""
+"""How to transcribe: the options of openai-whisper with its names and defaults, and some of faster-whisper's."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from edgellm.errors import InvalidSettingError
@@ -90,15 +91,16 @@ class TranscriptionSettings:
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     vad_filter: bool = True
-    vad_parameters: VoiceActivitySettings = VoiceActivitySettings()
+    vad_parameters: VoiceActivitySettings = field(default_factory=VoiceActivitySettings)
     batch_size: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", _language(self.language))
-        if isinstance(self.temperature, int | float):
-            object.__setattr__(self, "temperature", (float(self.temperature),))
-        object.__setattr__(self, "temperature", tuple(float(value) for value in self.temperature))
+        temperatures: object = self.temperature
+        if isinstance(temperatures, int | float):
+            temperatures = (temperatures,)
+        object.__setattr__(self, "temperature", tuple(map(float, temperatures)))  # type: ignore[call-overload]
         object.__setattr__(self, "clip_timestamps", tuple(float(value) for value in self.clip_timestamps))
         object.__setattr__(self, "suppress_tokens", tuple(int(value) for value in self.suppress_tokens))
         if self.task not in get_args(Task):
@@ -121,7 +123,7 @@ class TranscriptionSettings:
 
     @staticmethod
     def _check_clips(clips: Sequence[float]) -> None:
-        ordered = all(first <= second for first, second in zip(clips, clips[1:], strict=False))
+        ordered = all(first <= second for first, second in itertools.pairwise(clips))
         if not ordered or not all(math.isfinite(value) and value >= 0 for value in clips):
             raise InvalidSettingError(f"clip_timestamps is {clips}", "give seconds in rising order")
 

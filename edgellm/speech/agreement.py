@@ -1,0 +1,104 @@
+"""Which words of a transcript that keeps growing are certain: those on which successive hypotheses agree.
+
+LocalAgreement-2 of Liu et al. 2020 ("Low-Latency Sequence-to-Sequence Speech Recognition and Translation by Partial
+Hypothesis Selection"), as Macháček et al. 2023 apply it to Whisper ("Turning Whisper into Real-Time Transcription
+System"): what two hypotheses in a row begin with becomes firm, and firm words are never taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgellm.speech.results import Word
+
+
+class Agreement:
+    """The firm words of one utterance, and those that may still change.
+
+    Attributes:
+        firm: certain, in order.
+        partial: what the last hypothesis says beyond them.
+    """
+
+    def __init__(self) -> None:
+        self.firm: list[Word] = []
+        self.partial: list[Word] = []
+        self._before = 0
+
+    def update(self, hypothesis: Sequence[Word], heard_until: float) -> list[Word]:
+        """Take a new hypothesis for the sound that was not dropped; returns the words that became firm.
+
+        Args:
+            hypothesis: all words of that sound, from its beginning.
+            heard_until: second up to which words count as heard whole; a word that ends later may go on.
+        """
+        rest = self._beyond_firm(hypothesis)
+        count = 0
+        for old, new in zip(self.partial, rest, strict=False):
+            if plain(old.text) != plain(new.text) or new.end > heard_until:
+                break
+            count += 1
+        return self._accept(rest, count)
+
+    def finish(self, hypothesis: Sequence[Word]) -> list[Word]:
+        """Take the last hypothesis of an utterance: all of it becomes firm; returns what is new."""
+        rest = self._beyond_firm(hypothesis)
+        return self._accept(rest, len(rest))
+
+    def drop_before(self, seconds: float) -> list[Word]:
+        """Hypotheses will begin at this time from now on; returns the firm words that lie before it."""
+        first = self._before
+        while self._before < len(self.firm) and _middle(self.firm[self._before]) < seconds:
+            self._before += 1
+        return self.firm[first : self._before]
+
+    def _accept(self, rest: Sequence[Word], count: int) -> list[Word]:
+        accepted = _after(rest[:count], self.firm[-1].end if self.firm else 0.0)
+        self.firm += accepted
+        self.partial = list(rest[count:])
+        return accepted
+
+    def _beyond_firm(self, hypothesis: Sequence[Word]) -> Sequence[Word]:
+        """The hypothesis without the words that are firm already, in whatever spelling it has them now."""
+        firm = self.firm[self._before :]
+        return hypothesis[matching_prefix(firm, hypothesis) :]
+
+
+def matching_prefix(known: Sequence[Word], words: Sequence[Word]) -> int:
+    """How many of ``words`` stand for all of ``known``: the prefix with the least edit distance.
+
+    Of prefixes that are as close, the one whose last word ends nearest to the last one known.
+    """
+    if not known:
+        return 0
+    texts = [plain(word.text) for word in words]
+    distances = list(range(len(words) + 1))  # of the known words so far to each prefix
+    for word in known:
+        text, row = plain(word.text), [distances[0] + 1]
+        for place, other in enumerate(texts):
+            row.append(min(distances[place] + (other != text), distances[place + 1] + 1, row[place] + 1))
+        distances = row
+    end = known[-1].end
+    return min(
+        range(len(words) + 1),
+        key=lambda count: (distances[count], abs(words[count - 1].end - end) if count else abs(end)),
+    )
+
+
+def plain(text: str) -> str:
+    """A word as it sounds: without case and punctuation."""
+    return "".join(character for character in text.casefold() if character.isalnum())
+
+
+def _middle(word: Word) -> float:
+    return (word.start + word.end) / 2
+
+
+def _after(words: Sequence[Word], seconds: float) -> list[Word]:
+    """The words with times that do not run backwards from ``seconds`` on."""
+    result = []
+    for word in words:
+        start = max(word.start, seconds)
+        seconds = max(word.end, start)
+        result.append(Word(start, seconds, word.text, word.probability, word.speaker))
+    return result

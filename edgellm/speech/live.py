@@ -1,0 +1,264 @@
+"""Speech to text while it is spoken: sound goes in as it comes, firm and partial text comes out.
+
+Voice activity finds utterances. While one goes on, all of it that is not firm yet is transcribed again and again;
+``Agreement`` makes words firm. When it is over, one last pass makes the rest of it firm.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgellm.audio import SAMPLE_RATE
+from edgellm.errors import InvalidSettingError
+from edgellm.speech.agreement import Agreement
+from edgellm.speech.results import Segment, Transcript, Word
+from edgellm.speech.settings import TranscriptionSettings
+from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityModel, VoiceActivitySettings
+
+Samples = npt.NDArray[np.float32]
+
+LIVE_VOICE_ACTIVITY = VoiceActivitySettings(
+    max_speech_duration_s=float("inf"), min_silence_duration_ms=500, speech_pad_ms=200
+)
+"""Pauses of half a second end an utterance."""
+
+_PORTION = SAMPLE_RATE // 10
+_SHORTEST = SAMPLE_RATE // 2
+"""Less than half a second is not worth a hypothesis."""
+_PROMPT_CHARACTERS = 200
+_SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
+
+
+class CanTranscribe(Protocol):
+    """What live transcription needs of a transcriber."""
+
+    def transcribe(self, source: Samples, settings: TranscriptionSettings) -> Transcript: ...
+
+
+@dataclass(frozen=True)
+class LiveSettings:
+    """How text becomes firm.
+
+    Attributes:
+        step: seconds of new sound between hypotheses, at least; a slow machine takes what time it needs.
+        margin: words that end within so many seconds of the end of the sound may go on, and are not firm.
+        longest: seconds of an utterance that are transcribed anew at most; what is firm is let go before.
+
+    Raises:
+        InvalidSettingError: a setting is out of range.
+    """
+
+    step: float = 0.5
+    margin: float = 0.2
+    longest: float = 15.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("step", 0.1, 10), ("margin", 0, 5), ("longest", 5, 28)):
+            if not low <= getattr(self, name) <= high:
+                raise InvalidSettingError(f"{name} is {getattr(self, name)}", f"use {low} to {high} seconds")
+
+
+@dataclass(frozen=True)
+class LiveUpdate:
+    """News of an utterance.
+
+    Attributes:
+        kind: ``firm`` words are new and final; ``partial`` ones replace the partial ones before; ``end``: it is over.
+        words: with times in seconds since the sound began.
+        delays: for each firm word, seconds between the moment it was heard whole and now.
+    """
+
+    kind: Literal["firm", "partial", "end"]
+    words: tuple[Word, ...] = ()
+    delays: tuple[float, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The words joined."""
+        return "".join(word.text for word in self.words)
+
+
+class LiveTranscription:
+    """One live sound.
+
+    Args:
+        transcriber: not used by others meanwhile.
+        voice_activity: finds utterances.
+        settings: of transcription; voice activity and word times are seen to here.
+        live: how text becomes firm.
+        clock: seconds, for delays.
+    """
+
+    def __init__(
+        self,
+        transcriber: CanTranscribe,
+        voice_activity: VoiceActivityModel,
+        settings: TranscriptionSettings,
+        live: LiveSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transcriber, self._clock = transcriber, clock
+        self._live = live or LiveSettings()
+        activity = replace(settings.vad_parameters, max_speech_duration_s=float("inf"))
+        half_pause = activity.min_silence_duration_ms // 2
+        self._detector = VoiceActivityDetector(
+            voice_activity, replace(activity, speech_pad_ms=min(activity.speech_pad_ms, half_pause))
+        )
+        self._settings = replace(settings, vad_filter=False, word_timestamps=True, clip_timestamps=())
+        self._samples = np.empty(0, np.float32)
+        self._start = 0
+        """Sample of the sound that ``_samples`` begin with."""
+        self._agreement: Agreement | None = None
+        self._language = settings.language
+        self._prompt = ""
+        self._heard = 0
+        """Sample up to which the last hypothesis went."""
+        self._arrivals: deque[tuple[int, float]] = deque()
+
+    def warm_up(self) -> None:
+        """Transcribe a second of nothing, so that the first words need not wait for what is prepared once."""
+        self._transcriber.transcribe(
+            np.zeros(SAMPLE_RATE, np.float32), replace(self._settings, language=self._language)
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Of sound that came in so far."""
+        return self._detector.samples / SAMPLE_RATE
+
+    def push(self, samples: Samples, more_waiting: bool = False) -> Iterator[LiveUpdate]:
+        """Take more 16 kHz samples; gives what is new.
+
+        Args:
+            samples: any number of them.
+            more_waiting: there is more sound already, so that a hypothesis for this alone would be late.
+        """
+        for first in range(0, len(samples), _PORTION):
+            portion = samples[first : first + _PORTION]
+            ended = self._detector.push(portion)
+            self._keep(portion)
+            if ended:
+                yield from self._end(ended[-1].end)
+            elif self._agreement is not None and self._detector.speaking_since is None and self._pause_is_over():
+                yield from self._end(None)
+            self._begin()
+            yield from self._go_on(more_waiting or first + _PORTION < len(samples))
+
+    def finish(self) -> Iterator[LiveUpdate]:
+        """The sound is over; gives what is left to say."""
+        ended = self._detector.flush()
+        if ended:
+            self._begin(ended[-1].start)
+            yield from self._end(ended[-1].end)
+        elif self._agreement is not None:
+            yield from self._end(None)
+
+    def _keep(self, portion: Samples) -> None:
+        self._samples = np.concatenate((self._samples, portion))
+        now = self._clock()
+        self._arrivals.append((self._detector.samples, now))
+        while len(self._arrivals) > 1 and self._arrivals[0][0] < self._start:
+            self._arrivals.popleft()
+        if self._agreement is None:
+            self._drop(self._detector.settled if self._detector.speaking_since is None else self._start)
+
+    def _drop(self, sample: int) -> None:
+        count = min(max(0, sample - self._start), len(self._samples))
+        self._samples, self._start = self._samples[count:], self._start + count
+
+    def _pause_is_over(self) -> bool:
+        """Whether what seemed an utterance was too short to be one."""
+        return self._detector.settled > self._detector.silent_since
+
+    def _begin(self, start: int | None = None) -> None:
+        start = self._detector.speaking_since if start is None else start
+        if self._agreement is None and start is not None:
+            self._drop(start)
+            self._agreement, self._heard = Agreement(), self._start
+
+    def _go_on(self, more_waiting: bool) -> Iterator[LiveUpdate]:
+        """Another hypothesis, if it is time for one."""
+        agreement = self._agreement
+        end = self._start + len(self._samples)
+        full = len(self._samples) > self._live.longest * SAMPLE_RATE
+        due = end - self._heard >= self._live.step * SAMPLE_RATE and len(self._samples) >= _SHORTEST
+        if agreement is None or not due or (more_waiting and not full):
+            return
+        words = self._hypothesis(end)
+        firm = agreement.update(words, end / SAMPLE_RATE - self._live.margin)
+        if full and not firm and not agreement.firm[-1:]:
+            firm = agreement.finish([word for word in words if word.end < end / SAMPLE_RATE - 2])
+        if firm:
+            yield self._firm(firm)
+        yield LiveUpdate("partial", tuple(agreement.partial))
+        if full:
+            self._let_go(agreement)
+
+    def _end(self, end: int | None) -> Iterator[LiveUpdate]:
+        """The utterance is over: at ``end``, or it was none."""
+        agreement = self._agreement
+        if agreement is None:
+            return
+        self._agreement = None
+        if end is not None and end > self._start:
+            firm = agreement.finish(self._hypothesis(end, last=True))
+            if firm:
+                yield self._firm(firm)
+            self._drop(end)
+        self._prompt = "".join(word.text for word in agreement.firm)[-_PROMPT_CHARACTERS:] or self._prompt
+        if agreement.firm or agreement.partial:
+            yield LiveUpdate("end")
+
+    def _hypothesis(self, end: int, last: bool = False) -> list[Word]:
+        """The words from the beginning of what is kept to sample ``end``, with times in the sound."""
+        self._heard = end
+        samples = self._samples[: end - self._start]
+        settings = replace(self._settings, language=self._language)
+        if not last:
+            settings = replace(settings, beam_size=1, temperature=self._settings.temperature[:1])
+        if self._prompt and settings.condition_on_previous_text:
+            settings = replace(settings, initial_prompt=self._prompt)
+        transcript = self._transcriber.transcribe(samples, settings)
+        offset = self._start / SAMPLE_RATE
+        words = [word for segment in transcript.segments for word in segment.words or _guessed(segment)]
+        return [replace(word, start=word.start + offset, end=word.end + offset) for word in words]
+
+    def _let_go(self, agreement: Agreement) -> None:
+        """Drop the sound of words that are firm: up to the end of a sentence if there is one, else all of them."""
+        begin = self._start / SAMPLE_RATE
+        firm = [word for word in agreement.firm if word.end > begin + 1]
+        if not firm:
+            return
+        sentences = [word for word in firm if word.text.rstrip().endswith(_SENTENCE_ENDS)]
+        cut = (sentences or firm)[-1].end
+        dropped = agreement.drop_before(cut)
+        self._prompt = (self._prompt + "".join(word.text for word in dropped))[-_PROMPT_CHARACTERS:]
+        self._drop(round(cut * SAMPLE_RATE))
+
+    def _firm(self, words: list[Word]) -> LiveUpdate:
+        now = self._clock()
+        return LiveUpdate("firm", tuple(words), tuple(max(0.0, now - self._arrival(word)) for word in words))
+
+    def _arrival(self, word: Word) -> float:
+        """When the sound came in with which the word was whole."""
+        sample = word.end * SAMPLE_RATE
+        return next((when for count, when in self._arrivals if count >= sample), self._clock())
+
+
+def _guessed(segment: Segment) -> tuple[Word, ...]:
+    """The words of a segment that has only a text: its time is shared by their letters."""
+    texts = segment.text.split()
+    letters = max(1, sum(map(len, texts)))
+    words, start = [], segment.start
+    for text in texts:
+        end = start + (segment.end - segment.start) * len(text) / letters
+        words.append(Word(start, end, f" {text}", 1.0))
+        start = end
+    return tuple(words)

@@ -1,0 +1,96 @@
+"""``edgellm listen``: samples from a pipe become text, for people or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from spoken_codes import CodeTranscriber, LoudIsSpeech, utter
+
+from edgellm.cli import listen, loading
+from edgellm.cli.main import edgellm
+from edgellm.speech import voice_activity
+from edgellm.speech.live import LiveUpdate
+from edgellm.speech.results import Word
+
+
+class Recognizer(CodeTranscriber):
+    def __enter__(self) -> Recognizer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+@pytest.fixture
+def recognizer(monkeypatch: pytest.MonkeyPatch) -> Recognizer:
+    fake = Recognizer()
+    monkeypatch.setattr(loading, "open_transcriber", lambda options, voice_activity: fake)
+    monkeypatch.setattr(voice_activity.VoiceActivityModel, "load", lambda: LoudIsSpeech())
+    return fake
+
+
+def run(sound: np.ndarray, *arguments: str) -> Result:
+    content = (sound * 32767).astype("<i2").tobytes()
+    return CliRunner().invoke(edgellm, ["listen", "--stdin-pcm", *arguments], input=content, catch_exceptions=False)
+
+
+def test_firm_text_a_line_for_each_utterance(recognizer: Recognizer) -> None:
+    result = run(np.concatenate([utter(range(5)), utter(range(10, 13))]))
+    assert (result.exit_code, result.stdout) == (0, "w0 w1 w2 w3 w4\nw10 w11 w12\n")
+    assert "s after being spoken (median)" in result.stderr
+
+
+def test_json_lines(recognizer: Recognizer) -> None:
+    result = run(utter(range(4)), "--json")
+    news = [json.loads(line) for line in result.stdout.splitlines()]
+    firm = [item for item in news if item["type"] == "firm"]
+    assert " ".join(item["text"].strip() for item in firm) == "w0 w1 w2 w3"
+    assert news[-1] == {"type": "end"}
+    word = firm[0]["words"][0]
+    assert set(word) == {"word", "start", "end", "probability", "delay"}
+    assert firm[0]["start"] == word["start"] == pytest.approx(0, abs=0.01)
+
+
+def test_another_rate(recognizer: Recognizer) -> None:
+    assert "w0 w1 w2 w3" in run(np.repeat(utter(range(4)), 3), "--rate", "48000").stdout
+
+
+def test_settings_reach_the_transcriber(recognizer: Recognizer) -> None:
+    run(utter(range(4)), "--language", "en", "--initial-prompt", "codes", "--vad-threshold", "0.7")
+    given = recognizer.settings[-1]
+    assert (given.language, given.initial_prompt, given.beam_size) == ("en", "codes", 1)
+    assert given.vad_parameters.threshold == 0.7
+    assert given.vad_parameters.min_silence_duration_ms == 500
+
+
+def test_nothing_in_the_pipe(recognizer: Recognizer) -> None:
+    result = run(np.zeros(0))
+    assert (result.exit_code, result.stdout) == (0, "")
+
+
+def test_bad_settings(recognizer: Recognizer) -> None:
+    assert "expected 1000 to 1000000" in run(np.zeros(0), "--rate", "3").stderr
+    assert "step is 99" in run(np.zeros(0), "--step", "99").stderr
+
+
+def test_without_the_package_for_microphones(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    result = CliRunner().invoke(edgellm, ["listen"])
+    assert result.exit_code == 1
+    assert "the microphone needs the package sounddevice and PortAudio" in result.stderr
+    assert "pip install 'edgellm[mic]'" in result.stderr
+
+
+def test_the_picture_on_a_terminal() -> None:
+    view = listen.TerminalView()
+    view.show(LiveUpdate("firm", (Word(0, 1, " Hello", 1), Word(1, 2, " you\x1b[2J", 1)), (1.0, 2.0)))
+    view.show(LiveUpdate("partial", (Word(2, 3, " there", 1),)))
+    picture = view._picture()
+    assert picture.plain == "Hello you[2J there  [1.5 s behind]"
+    assert [(span.start, span.style) for span in picture.spans] == [(12, "dim"), (18, "dim")]
+    view.show(LiveUpdate("end"))
+    assert view._picture().plain == "  [1.5 s behind]"

@@ -1,0 +1,124 @@
+"""Live transcription: every word comes once, in order, soon, and as it would from the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spoken_codes import CodeTranscriber, LoudIsSpeech, utter
+
+from edgellm.errors import InvalidSettingError
+from edgellm.speech.live import LIVE_VOICE_ACTIVITY, LiveSettings, LiveTranscription, LiveUpdate
+from edgellm.speech.settings import TranscriptionSettings
+
+
+class Talk:
+    """A live transcription whose clock is the sound itself: computing takes no time."""
+
+    def __init__(self, live: LiveSettings | None = None, **changes: object) -> None:
+        self.transcriber = CodeTranscriber()
+        chosen = TranscriptionSettings(vad_parameters=LIVE_VOICE_ACTIVITY, language="en", **changes)  # type: ignore[arg-type]
+        self.now = 0.0
+        self.live = LiveTranscription(self.transcriber, LoudIsSpeech(), chosen, live, lambda: self.now)  # type: ignore[arg-type]
+
+    def hear(self, sound: np.ndarray, size: int = 800) -> list[LiveUpdate]:
+        return list(self._hear(sound, size))
+
+    def _hear(self, sound: np.ndarray, size: int) -> Iterator[LiveUpdate]:
+        for first in range(0, len(sound), size):
+            part = sound[first : first + size]
+            self.now += len(part) / 16_000
+            yield from self.live.push(part)
+        yield from self.live.finish()
+
+
+def firm(updates: list[LiveUpdate]) -> list[str]:
+    return "".join(update.text for update in updates if update.kind == "firm").split()
+
+
+def test_an_utterance() -> None:
+    talk = Talk()
+    updates = talk.hear(utter(range(20)))
+    assert firm(updates) == [f"w{code}" for code in range(20)]
+    assert updates[-1].kind == "end"
+    delays = [delay for update in updates for delay in update.delays]
+    assert len(delays) == 20
+    assert np.median(delays) < 1.2
+    assert max(delays) < 1.7
+    times = [(word.start, word.end) for update in updates if update.kind == "firm" for word in update.words]
+    assert np.allclose(times, [(0.4 * i, 0.4 * i + 0.3) for i in range(20)], atol=0.01)
+
+
+def test_partial_text_runs_ahead_of_firm_text() -> None:
+    updates = Talk().hear(utter(range(10)))
+    said: list[str] = []
+    for update in updates:
+        if update.kind == "firm":
+            said += update.text.split()
+        elif update.kind == "partial" and update.words:
+            assert all(word.startswith(("w", "cut")) for word in update.text.split())
+            assert update.text.split()[0] not in said
+    assert any(update.kind == "partial" and update.text for update in updates)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.floats(0.7, 3)), min_size=1, max_size=4),
+    st.integers(100, 40_000),
+    st.sampled_from([0.3, 0.5, 2.0]),
+)
+def test_every_word_once_and_in_order(phrases: list[tuple[int, float]], size: int, step: float) -> None:
+    codes = iter(range(1000))
+    parts = [([next(codes) % 250 for _ in range(count)], silence) for count, silence in phrases]
+    sound = np.concatenate([np.zeros(8000, np.float32), *(utter(words, silence) for words, silence in parts)])
+    talk = Talk(LiveSettings(step=step))
+    updates = talk.hear(sound, size)
+    assert firm(updates) == [f"w{code}" for words, _ in parts for code in words]
+    assert sum(update.kind == "end" for update in updates) == len(parts)
+    assert max(talk.transcriber.lengths) <= 15 + 2.5 + 0.1 + size / 16_000
+
+
+def test_a_long_utterance_is_not_transcribed_from_its_beginning_again() -> None:
+    talk = Talk(LiveSettings(longest=6))
+    updates = talk.hear(utter([code % 250 for code in range(300)]))
+    assert firm(updates) == [f"w{code % 250}" for code in range(300)]
+    assert max(talk.transcriber.lengths) < 8
+
+
+def test_sound_that_waits_is_not_looked_at_piece_by_piece() -> None:
+    talk = Talk()
+    sound = utter(range(30))
+    updates = list(talk.live.push(sound, more_waiting=True)) + list(talk.live.finish())
+    assert firm(updates) == [f"w{code}" for code in range(30)]
+    assert len(talk.transcriber.lengths) == 1
+
+
+def test_too_short_to_be_speech() -> None:
+    talk = Talk()
+    click = np.concatenate([np.zeros(16_000), np.full(1500, 0.9), np.zeros(32_000)]).astype(np.float32)
+    assert firm(talk.hear(click)) == []
+
+
+def test_silence_costs_nothing() -> None:
+    talk = Talk()
+    assert talk.hear(np.zeros(16_000 * 60, np.float32)) == []
+    assert talk.transcriber.lengths == []
+    assert len(talk.live._samples) < 16_000
+    assert talk.live.seconds == 60
+
+
+def test_hypotheses_are_quick_and_the_last_one_is_thorough() -> None:
+    talk = Talk(beam_size=5)
+    talk.hear(utter(range(10)))
+    assert {given.beam_size for given in talk.transcriber.settings[:-1]} == {1}
+    assert talk.transcriber.settings[-1].beam_size == 5
+    assert all(given.word_timestamps and not given.vad_filter for given in talk.transcriber.settings)
+
+
+@pytest.mark.parametrize("bad", [{"step": 0}, {"step": float("nan")}, {"longest": 60}, {"margin": -1}])
+def test_settings_out_of_range(bad: dict[str, float]) -> None:
+    with pytest.raises(InvalidSettingError):
+        LiveSettings(**bad)
