@@ -49,6 +49,7 @@ class LiveSettings:
     Attributes:
         step: seconds of new sound between hypotheses, at least; a slow machine takes what time it needs.
         margin: words that end within so many seconds of the end of the sound may go on, and are not firm.
+        hypotheses: that must agree on a word to make it firm.
         longest: seconds of an utterance that are transcribed anew at most; what is firm is let go before.
 
     Raises:
@@ -57,12 +58,13 @@ class LiveSettings:
 
     step: float = 0.5
     margin: float = 0.2
+    hypotheses: int = 2
     longest: float = 15.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("step", 0.1, 10), ("margin", 0, 5), ("longest", 5, 28)):
+        for name, low, high in (("step", 0.1, 10), ("margin", 0, 5), ("hypotheses", 2, 5), ("longest", 5, 28)):
             if not low <= getattr(self, name) <= high:
-                raise InvalidSettingError(f"{name} is {getattr(self, name)}", f"use {low} to {high} seconds")
+                raise InvalidSettingError(f"{name} is {getattr(self, name)}", f"use {low} to {high}")
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class LiveTranscription:
         start = self._detector.speaking_since if start is None else start
         if self._agreement is None and start is not None:
             self._drop(start)
-            self._agreement, self._heard = Agreement(), self._start
+            self._agreement, self._heard = Agreement(self._live.hypotheses), self._start
 
     def _go_on(self, more_waiting: bool) -> Iterator[LiveUpdate]:
         """Another hypothesis, if it is time for one."""
