@@ -27,3 +27,8 @@ def kernels_folder() -> Path:
 def history_file() -> Path:
     """Lines typed into the chat."""
     return home_folder() / "chat_history"
+
+
+def voices_folder() -> Path:
+    """Profiles of known voices, one file each."""
+    return home_folder() / "voices"

@@ -388,6 +388,25 @@ MEL = _record(
 )
 
 
+# edgellm.kernels.fbank
+FBANK = _record(
+    "Fbank",
+    "frames",  # address of the number of frames
+    "samples",  # address of float32: 400 from a frame's beginning to its end, 160 from frame to frame
+    "window",  # address of float32 (400)
+    "order",  # address of int32 (256): where each complex point of a frame goes
+    "factors",  # address of float32 (85, 3, 2): cosines and sines of the transform's passes
+    "halves",  # address of float32 (256, 2): cosines and sines by which the real transform is pulled apart
+    "filters",  # address of float32 (bands, 256)
+    "ranges",  # address of int32 (bands, 2): which powers a band reads
+    "bands",
+    "output",  # address of float32
+    "output_stride",  # bytes
+    "scratch",  # address of each thread's memory, see fbank.py
+    "scratch_stride",  # bytes
+)
+
+
 # edgellm.kernels.choose
 CHOOSE = _record(
     "Choose",

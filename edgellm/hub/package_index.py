@@ -124,7 +124,9 @@ def choose_wheel(files: Sequence[IndexFile], wheel: Wheel) -> IndexFile:
     by_version: dict[str, IndexFile] = {}
     for file in files:
         pieces = file.filename.removesuffix(".whl").split("-")
-        if file.filename.endswith("-none-any.whl") and len(pieces) >= 5 and (wheel.version or not file.yanked):
+        universal = file.filename.endswith("-none-any.whl")
+        fits = universal or (wheel.any_platform and file.filename.endswith(".whl"))
+        if fits and len(pieces) >= 5 and (wheel.version or not file.yanked):
             by_version.setdefault(pieces[1], file)
     if wheel.version in by_version:
         return by_version[wheel.version]
@@ -132,7 +134,8 @@ def choose_wheel(files: Sequence[IndexFile], wheel: Wheel) -> IndexFile:
     if wheel.version is None and releases:
         return by_version[releases[-1][1]]
     listed = ", ".join(by_version) or "none"
-    raise DownloadError(f"the package index has no wheel {wheel} for every platform", f"versions there: {listed}")
+    kind = "" if wheel.any_platform else " for every platform"
+    raise DownloadError(f"the package index has no wheel {wheel}{kind}", f"versions there: {listed}")
 
 
 def _release_key(version: str) -> tuple[tuple[int, ...], int] | None:

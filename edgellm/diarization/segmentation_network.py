@@ -1,0 +1,163 @@
+"""The network of pyannote segmentation-3.0 (PyanNet) as an ONNX graph.
+
+Sinc filters, two convolutions, four bidirectional LSTM layers and a classifier of the seven sets of at most two of
+three speakers (H. Bredin, "pyannote.audio 2.1 speaker diarization pipeline", Interspeech 2023; A. Plaquet and
+H. Bredin, "Powerset multi-class cross entropy loss for neural speaker diarization", Interspeech 2023; M. Ravanelli and
+Y. Bengio, "Speaker recognition from raw waveform with SincNet", SLT 2018).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.diarization.checkpoint import Tensors
+from edgellm.diarization.onnx_writer import OnnxWriter
+from edgellm.errors import CorruptFileError
+
+SAMPLE_RATE = 16_000
+WINDOW_SAMPLES = 160_000
+"""The network normalizes over its input, so that this is always ten seconds."""
+FRAME_SAMPLES = 270
+"""From one frame of its output to the next."""
+FIRST_FRAME_CENTRE = 495.5
+"""Sample in the middle of what the first frame sees; a frame sees 991."""
+FRAMES = 589
+CLASSES = ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2))
+"""Which of the three local speakers speak, for each class."""
+EPSILON = 1e-5
+LEAK = 0.01
+HIDDEN = 128
+LSTM_LAYERS = 4
+FILTERS = 80
+FILTER_SAMPLES = 251
+_SINC_STRIDE = 10
+_POOL = 3
+STEP_SAMPLES = _SINC_STRIDE * _POOL
+"""From one column of the filters' responses to the next; divides `FRAME_SAMPLES`."""
+WINDOW_STEPS = ((WINDOW_SAMPLES - FILTER_SAMPLES) // _SINC_STRIDE + 1) // _POOL
+_LOWEST_HZ = _NARROWEST_HZ = 50.0
+_TORCH_GATES_IN_ONNX_ORDER = (0, 3, 1, 2)  # input, forget, cell, output there; input, output, forget, cell here
+
+
+@dataclass(frozen=True)
+class WindowNormalization:
+    """The network's normalization of a window's samples, applied to the responses of its filters.
+
+    Attributes:
+        weight, bias: of the normalization.
+        gains: each filter's response to a constant 1, (80,).
+    """
+
+    weight: float
+    bias: float
+    gains: NDArray[np.float32]
+
+    def scale_and_shift(self, samples: NDArray[np.float32]) -> tuple[np.float32, NDArray[np.float32]]:
+        """The factor of all responses in a window and what to add to each, (80, 1)."""
+        mean, variance = float(samples.mean(dtype=np.float64)), float(samples.var(dtype=np.float64))
+        scale = self.weight / (variance + EPSILON) ** 0.5
+        return np.float32(scale), (self.gains * np.float32(self.bias - scale * mean))[:, None]
+
+
+def sinc_filters(tensors: Tensors) -> NDArray[np.float32]:
+    """The 80 band-pass filters, (80, 251): 40 with the phase of a cosine, then the same with that of a sine."""
+    low = _LOWEST_HZ + np.abs(tensors["sincnet.conv1d.0.filterbank.low_hz_"].astype(np.float64))
+    width = np.abs(tensors["sincnet.conv1d.0.filterbank.band_hz_"].astype(np.float64))
+    high = np.clip(low + _NARROWEST_HZ + width, _LOWEST_HZ, SAMPLE_RATE / 2)
+    band = high - low
+    window = tensors["sincnet.conv1d.0.filterbank.window_"].astype(np.float64)
+    times = tensors["sincnet.conv1d.0.filterbank.n_"].astype(np.float64)  # 2 pi t for t < 0, in seconds
+    half = times / 2
+    even = (np.sin(high @ times) - np.sin(low @ times)) / half * window
+    odd = (np.cos(low @ times) - np.cos(high @ times)) / half * window
+    middle = 2 * band
+    cosines = np.concatenate([even, middle, even[:, ::-1]], axis=1) / (2 * band)
+    sines = np.concatenate([odd, np.zeros_like(middle), -odd[:, ::-1]], axis=1) / (2 * band)
+    return np.concatenate([cosines, sines]).astype(np.float32)
+
+
+def filters_onnx(tensors: Tensors) -> bytes:
+    """The first part, which windows share: samples (1, 1, n) to the filters' responses (1, 160, m).
+
+    Each column stands for three steps of the filters, 30 samples: the largest of each response, then the largest of
+    each negated one. The network normalizes a window before it filters it, which changes a response r into a * r + c,
+    and then takes the largest of the absolute values: that is the larger of a * largest(r) + c and a * largest(-r) - c.
+    So the filters, a quarter of the work, run once over the sound and not once for each window.
+    """
+    net = OnnxWriter()
+    x = net.apply("Conv", "samples", net.weight(sinc_filters(tensors)[:, None, :]), strides=[_SINC_STRIDE])
+    largest, smallest = (
+        net.apply("MaxPool", signed, kernel_shape=[_POOL], strides=[_POOL]) for signed in (x, net.apply("Neg", x))
+    )
+    x = net.apply("Concat", largest, smallest, axis=1)
+    return net.finish("pyannote-segmentation-3.0-filters", {"samples": [1, 1, "samples"]}, x, [1, 2 * FILTERS, "steps"])
+
+
+def window_normalization(tensors: Tensors) -> WindowNormalization:
+    """What `filters_onnx` leaves to be done with each window."""
+    weight = float(tensors["sincnet.wav_norm1d.weight"][0])
+    if weight <= 0:
+        raise CorruptFileError(f"the segmentation network scales sound by {weight}, which is not above 0")
+    gains = sinc_filters(tensors).astype(np.float64).sum(axis=1)
+    return WindowNormalization(weight, float(tensors["sincnet.wav_norm1d.bias"][0]), gains.astype(np.float32))
+
+
+def segmentation_onnx(tensors: Tensors) -> bytes:
+    """The rest: responses (batch, 160, 5325), scale (batch, 1, 1), shift (batch, 80, 1) to the log-probabilities of the
+    classes, (batch, 589, 7)."""
+    net = OnnxWriter()
+    largest, smallest = (
+        net.apply("Slice", "responses", *(net.weight(np.array([value], np.int64)) for value in (first, end, 1)))
+        for first, end in ((0, FILTERS), (FILTERS, 2 * FILTERS))
+    )
+    above = net.apply("Add", net.apply("Mul", largest, "scale"), "shift")
+    below = net.apply("Sub", net.apply("Mul", smallest, "scale"), "shift")
+    x = _normalize(net, net.apply("Max", above, below), tensors, 0)
+    for number in (1, 2):
+        weight, bias = (tensors[f"sincnet.conv1d.{number}.{part}"] for part in ("weight", "bias"))
+        x = net.apply("Conv", x, net.weight(weight), net.weight(bias))
+        x = _normalize(net, net.apply("MaxPool", x, kernel_shape=[_POOL], strides=[_POOL]), tensors, number)
+    x = net.apply("Transpose", x, perm=[2, 0, 1])
+    for layer in range(LSTM_LAYERS):
+        x = _lstm(net, x, tensors, layer)
+    for number in range(2):
+        x = net.apply("LeakyRelu", _linear(net, x, tensors, f"linear.{number}"), alpha=LEAK)
+    x = net.apply("LogSoftmax", _linear(net, x, tensors, "classifier"), axis=-1)
+    x = net.apply("Transpose", x, perm=[1, 0, 2])
+    inputs: dict[str, list[int | str]] = {
+        "responses": ["batch", 2 * FILTERS, WINDOW_STEPS],
+        "scale": ["batch", 1, 1],
+        "shift": ["batch", FILTERS, 1],
+    }
+    return net.finish("pyannote-segmentation-3.0", inputs, x, ["batch", FRAMES, len(CLASSES)])
+
+
+def _normalize(net: OnnxWriter, x: str, tensors: Tensors, number: int) -> str:
+    scale, bias = (net.weight(tensors[f"sincnet.norm1d.{number}.{part}"]) for part in ("weight", "bias"))
+    return net.apply("LeakyRelu", net.apply("InstanceNormalization", x, scale, bias, epsilon=EPSILON), alpha=LEAK)
+
+
+def _lstm(net: OnnxWriter, x: str, tensors: Tensors, layer: int) -> str:
+    """(time, batch, width) to (time, batch, 256)."""
+
+    def both(kind: str) -> NDArray[Any]:
+        parts = []
+        for direction in ("", "_reverse"):
+            gates = tensors[f"lstm.{kind}_l{layer}{direction}"].reshape(4, HIDDEN, -1)
+            parts.append(gates[list(_TORCH_GATES_IN_ONNX_ORDER)].reshape(4 * HIDDEN, -1))
+        return np.stack(parts)
+
+    biases = np.concatenate([both("bias_ih"), both("bias_hh")], axis=1)[:, :, 0]
+    weights = [net.weight(values) for values in (both("weight_ih"), both("weight_hh"), biases)]
+    x = net.apply("LSTM", x, *weights, hidden_size=HIDDEN, direction="bidirectional")
+    x = net.apply("Transpose", x, perm=[0, 2, 1, 3])  # (time, directions, batch, width) from the operator
+    return net.apply("Reshape", x, net.weight(np.array([0, 0, 2 * HIDDEN], np.int64)))
+
+
+def _linear(net: OnnxWriter, x: str, tensors: Tensors, name: str) -> str:
+    product = net.apply("MatMul", x, net.weight(tensors[f"{name}.weight"].T))
+    return net.apply("Add", product, net.weight(tensors[f"{name}.bias"]))

@@ -1,0 +1,54 @@
+"""The diarizer that all tests share, and the conversations with their truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edgellm.diarization import Diarizer, Turn, read_rttm
+from edgellm.errors import EdgeLLMError
+
+
+@pytest.fixture(scope="session")
+def diarizer() -> Iterator[Diarizer]:
+    """With the models that ``edgellm pull diarization`` put into the cache."""
+    from conftest import missing
+
+    try:
+        made = Diarizer.load(offline=True)
+    except EdgeLLMError as error:
+        missing(f"no diarization models ({error}); get them with: edgellm pull diarization")
+    with made:
+        yield made
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A sound with its truth."""
+
+    path: Path
+    turns: list[Turn]
+
+    @property
+    def speakers(self) -> int:
+        return len({turn.speaker for turn in self.turns})
+
+    @property
+    def utterances(self) -> list[dict[str, object]]:
+        """Of a made conversation: who says which utterance when."""
+        return list(json.loads(self.path.with_suffix(".json").read_text())["turns"])
+
+
+@pytest.fixture(scope="session")
+def conversations(shared: Path) -> dict[str, Recording]:
+    """The made conversations and ``sample``, by name."""
+    found = {}
+    for path in sorted((shared / "audio" / "conversations").iterdir()):
+        if path.suffix in (".flac", ".wav"):
+            turns = next(iter(read_rttm(path.with_suffix(".rttm")).values()))
+            found[path.stem] = Recording(path, turns)
+    return found
