@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgellm.errors import EdgeLLMError, InvalidSettingError, OutOfMemoryError
 from edgellm.folders import kernels_folder
-from edgellm.graph import Attention, Graph, Linear, Norm, Route, StackedLinear
+from edgellm.graph import Graph
 from edgellm.kernels.library import KernelLibrary
 from edgellm.kernels.packing import PackedMatrix
 from edgellm.kernels.target import current_target
@@ -24,7 +24,7 @@ from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
 from edgellm.platforms.cpu_tiles import Int8Tiles, int8_tile_kernels
-from edgellm.platforms.cpu_weights import WeightLoader
+from edgellm.platforms.cpu_weights import WeightLoader, read_vectors
 from edgellm.platforms.features import physical_cores
 from edgellm.platforms.idle_cores import IdleCores
 from edgellm.platforms.scores import KERNELS as SCORE_KERNELS
@@ -133,9 +133,8 @@ class CPUExecutor:
             raise
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
-        planner = self.planner_type(
-            self.graph, matrices, self._read_vectors(), cache_type, self._cache, self.threads, self._tiles
-        )
+        vectors = read_vectors(self._whole_graph(), self._weights)
+        planner = self.planner_type(self.graph, matrices, vectors, cache_type, self._cache, self.threads, self._tiles)
         steps = planner.plan()
         self._planner = planner  # keeps buffers, constants and matrices alive
         self._matrices = matrices
@@ -153,21 +152,6 @@ class CPUExecutor:
             (operation, buffer.data[: self.max_rows * buffer.stride].view(np.float32).reshape(self.max_rows, -1))
             for operation, buffer in planner.embeddings
         ]
-
-    def _read_vectors(self) -> dict[str, NDArray[np.float32]]:
-        """Norm weights, biases and sinks, decoded."""
-        names: set[str | None] = set()
-        for operation in self._whole_graph().operations:
-            match operation:
-                case Norm():
-                    names |= {operation.weight, operation.bias}
-                case Linear() | StackedLinear() | Route():
-                    names.add(operation.bias)
-                case Attention():
-                    names.add(operation.sinks)
-                case _:
-                    pass
-        return {name: self._weights.float32(name) for name in sorted(filter(None, names))}
 
     # -- the cache ----------------------------------------------------------------------------------------------
 

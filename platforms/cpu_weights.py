@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.errors import OutOfMemoryError, UnsupportedModelError
-from edgellm.graph import Graph, Linear, StackedLinear
+from edgellm.graph import Attention, Graph, Linear, Norm, Route, StackedLinear
 from edgellm.kernels.packing import (
     CONVERSIONS,
     FORMATS,
@@ -81,10 +81,48 @@ class _Plan:
             yield first, min(rows, first + step)
 
 
-def _plan_weight(weights: WeightStore, operation: Linear | StackedLinear) -> _Plan:
+def read_vectors(graph: Graph, weights: WeightStore) -> dict[str, NDArray[np.float32]]:
+    """Norm weights, biases and sinks, decoded."""
+    names: set[str | None] = set()
+    for operation in graph.operations:
+        match operation:
+            case Norm():
+                names |= {operation.weight, operation.bias}
+            case Linear() | StackedLinear() | Route():
+                names.add(operation.bias)
+            case Attention():
+                names.add(operation.sinks)
+            case _:
+                pass
+    return {name: weights.float32(name) for name in sorted(filter(None, names))}
+
+
+def planned_matrices(
+    weights: WeightStore, graph: Graph, types: Mapping[str, str]
+) -> tuple[dict[str, PackedMatrix], int]:
+    """The packed matrices without their contents, and the bytes these would take.
+
+    Args:
+        weights: of a model.
+        graph: the same model's.
+        types: names of types that tensors are to have, by the tensors' names; the others are as they are.
+
+    Raises:
+        UnsupportedModelError: a weight is not a matrix.
+    """
+    products = {weight_key(op): op for op in graph.operations if isinstance(op, Linear | StackedLinear)}
+    plans = [_plan_weight(weights, operation, types.get(operation.weight)) for operation in products.values()]
+    nothing = np.zeros(0, np.uint8)
+    matrices = {
+        plan.key: PackedMatrix(FORMATS[RECIPES[plan.target].format], plan.rows, plan.columns, nothing) for plan in plans
+    }
+    return matrices, sum(plan.bytes for plan in plans)
+
+
+def _plan_weight(weights: WeightStore, operation: Linear | StackedLinear, kind: str | None = None) -> _Plan:
     name = operation.weight
     info = weights.info(name)
-    kind = info.type.name
+    kind = kind or info.type.name
     what, dimensions = ("a stack of matrices", 3) if isinstance(operation, StackedLinear) else ("a matrix", 2)
     if len(info.shape) != dimensions:
         raise UnsupportedModelError(f"tensor {name} has {len(info.shape)} dimensions where {what} is expected")

@@ -39,6 +39,7 @@ COMMANDS = {
     "perplexity": ("edgellm.cli.perplexity", "Measure how well a model predicts a text."),
     "kl": ("edgellm.cli.perplexity", "Measure how far a model is from the one it was made from."),
     "choices": ("edgellm.cli.choices", "Measure how often a model prefers the right ending of texts."),
+    "fit": ("edgellm.cli.fit", "Tell which type of a model fits into memory."),
     "warmup": ("edgellm.cli.warmup", "Compile the kernels for a model beforehand."),
 }
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+def size_option(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """A number of bytes such as 2G or 500M; the units are powers of ten, as llama.cpp's tool has them."""
     if value is None:
         return None
@@ -33,7 +33,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.command("split")
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--max-size", metavar="SIZE", callback=_size, help="No shard is larger: 2G, 500M (powers of ten).")
+@click.option("--max-size", metavar="SIZE", callback=size_option, help="No shard is larger: 2G, 500M (powers of ten).")
 @click.option("--max-tensors", type=click.IntRange(min=1), help="No shard holds more tensors.")
 @click.option("--force", is_flag=True, help="Replace existing files.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

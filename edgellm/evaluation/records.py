@@ -112,6 +112,8 @@ def _add(record: Record) -> None:
     path = records_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS):
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         kept = [other for other in read_records() if other.key != record.key][-(MOST_RECORDS - 1) :]
         write_atomically(path, json.dumps([asdict(one) for one in [*kept, record]], indent=1, allow_nan=False))
 
