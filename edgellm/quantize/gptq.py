@@ -132,7 +132,7 @@ def quantize_rows(weights: Float32, kind: TensorType, known: Compensation, quant
     size = kind.block_size
     out = np.empty((rows, columns // size, kind.block_bytes), np.uint8)
     table = levels(kind)
-    middles = (table[1:] + table[:-1]) / 2
+    middles = (table[1:] + table[:-1]) * np.float32(0.5)
     for block in range(columns // size):
         begin, end = block * size, (block + 1) * size
         part = np.ascontiguousarray(work[:, begin:end])
