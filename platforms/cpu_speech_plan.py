@@ -217,6 +217,7 @@ class DecoderPlanner(Planner):
         self.cross_records: list[tuple[int, Int64Array]] = []
         self.cross_steps: list[tuple[int, Step, Buffer]] = []
         self.queries: dict[int, Buffer] = {}
+        self._aligning_steps: list[Step] = []
         self._row_numbers = np.arange(self.max_rows, dtype=np.int32)
         self.rules = np.zeros((self.max_outputs, RULES), np.int32)
         self.tokens = np.zeros((self.max_outputs, MOST_CANDIDATES), np.int32)
@@ -237,6 +238,7 @@ class DecoderPlanner(Planner):
                 )  # fmt: skip
                 steps.append(Step("rows.select", record, [source], [kept], barrier=True))
             steps.append(step)
+        self._aligning_steps = steps  # the plan holds addresses of their records, not the records
         return steps
 
     def choosing(self, timestamps: int, bias: Float32Array) -> Step:

@@ -1,13 +1,15 @@
 """Which words of a transcript that keeps growing are certain: those on which successive hypotheses agree.
 
-LocalAgreement-2 of Liu et al. 2020 ("Low-Latency Sequence-to-Sequence Speech Recognition and Translation by Partial
+LocalAgreement-n of Liu et al. 2020 ("Low-Latency Sequence-to-Sequence Speech Recognition and Translation by Partial
 Hypothesis Selection"), as Macháček et al. 2023 apply it to Whisper ("Turning Whisper into Real-Time Transcription
-System"): what two hypotheses in a row begin with becomes firm, and firm words are never taken back.
+System"): what n hypotheses in a row begin with becomes firm, and firm words are never taken back.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import takewhile
 
 from edgellm.speech.results import Word
 
@@ -15,15 +17,20 @@ from edgellm.speech.results import Word
 class Agreement:
     """The firm words of one utterance, and those that may still change.
 
+    Args:
+        count: of hypotheses in a row that must agree, 2 or more.
+
     Attributes:
         firm: certain, in order.
         partial: what the last hypothesis says beyond them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 2) -> None:
         self.firm: list[Word] = []
         self.partial: list[Word] = []
         self._before = 0
+        self._earlier: deque[list[str]] = deque(maxlen=count - 1)
+        """What the last hypotheses said beyond the firm words, as it sounds."""
 
     def update(self, hypothesis: Sequence[Word], heard_until: float) -> list[Word]:
         """Take a new hypothesis for the sound that was not dropped; returns the words that became firm.
@@ -33,17 +40,28 @@ class Agreement:
             heard_until: second up to which words count as heard whole; a word that ends later may go on.
         """
         rest = self._beyond_firm(hypothesis)
+        texts = [plain(word.text) for word in rest]
         count = 0
-        for old, new in zip(self.partial, rest, strict=False):
-            if plain(old.text) != plain(new.text) or new.end > heard_until:
-                break
-            count += 1
+        if len(self._earlier) == self._earlier.maxlen:
+            lengths = (_common(texts, earlier) for earlier in self._earlier)
+            count = min([*lengths, sum(1 for _ in takewhile(lambda word: word.end <= heard_until, rest))])
+        self._earlier.append(texts)
         return self._accept(rest, count)
 
     def finish(self, hypothesis: Sequence[Word]) -> list[Word]:
         """Take the last hypothesis of an utterance: all of it becomes firm; returns what is new."""
         rest = self._beyond_firm(hypothesis)
         return self._accept(rest, len(rest))
+
+    @property
+    def waiting(self) -> list[Word]:
+        """The firm words whose sound was not dropped."""
+        return self.firm[self._before :]
+
+    def give_up_partial(self) -> None:
+        """What is not firm was none: a noise."""
+        self.partial = []
+        self._earlier.clear()
 
     def drop_before(self, seconds: float) -> list[Word]:
         """Hypotheses will begin at this time from now on; returns the firm words that lie before it."""
@@ -56,12 +74,17 @@ class Agreement:
         accepted = _after(rest[:count], self.firm[-1].end if self.firm else 0.0)
         self.firm += accepted
         self.partial = list(rest[count:])
+        self._earlier = deque((earlier[count:] for earlier in self._earlier), self._earlier.maxlen)
         return accepted
 
     def _beyond_firm(self, hypothesis: Sequence[Word]) -> Sequence[Word]:
         """The hypothesis without the words that are firm already, in whatever spelling it has them now."""
-        firm = self.firm[self._before :]
-        return hypothesis[matching_prefix(firm, hypothesis) :]
+        return hypothesis[matching_prefix(self.waiting, hypothesis) :]
+
+
+def _common(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many words both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def matching_prefix(known: Sequence[Word], words: Sequence[Word]) -> int:

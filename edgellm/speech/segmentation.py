@@ -42,7 +42,7 @@ def split(tokens: Sequence[int], timestamps: int, seconds: float, whole: bool = 
         times = [token for token in tokens if token >= timestamps and token != timestamps]
         end = (times[-1] - timestamps) * SECONDS_PER_TIMESTAMP if times else seconds
         begin = (tokens[0] - timestamps) * SECONDS_PER_TIMESTAMP if stamped[:1] == [True] and times else 0.0
-        return [Part(min(begin, end), end, tuple(tokens))], seconds
+        return [Part(min(begin, end), end, tuple(tokens))], _heard_until(end, seconds, whole)
     if single_end:
         cuts.append(len(tokens))
     parts, first = [], 0
@@ -52,13 +52,21 @@ def split(tokens: Sequence[int], timestamps: int, seconds: float, whole: bool = 
         parts.append(Part(begin, max(begin, end), tuple(piece)))
         first = cut
     if single_end:
-        return parts, seconds
+        return parts, _heard_until(parts[-1].end, seconds, whole)
     reached = (tokens[first - 1] - timestamps) * SECONDS_PER_TIMESTAMP
     rest = tokens[first:]
     if whole and len(rest) > 1:
         begin = max(reached, (rest[0] - timestamps) * SECONDS_PER_TIMESTAMP) if rest[0] >= timestamps else reached
         return [*parts, Part(min(begin, seconds), seconds, tuple(rest))], seconds
     return parts, seconds if whole and seconds - reached <= REST_SECONDS else reached
+
+
+def _heard_until(end: float, seconds: float, whole: bool) -> float:
+    """Where to go on after a window whose last segment is complete.
+
+    In a stream nothing follows it. A window that is whole was packed with speech to its end: a long rest is read again.
+    """
+    return end if whole and seconds - end > REST_SECONDS else seconds
 
 
 def compression_ratio(text: str) -> float:
