@@ -13,6 +13,7 @@ import click
 from edgellm.cli import loading
 from edgellm.cli.console import ProgressDisplay, clean, notice, one_line
 from edgellm.cli.options import given_model
+from edgellm.cli.speakers import SpeakerTeller, given_speakers, speaker_options
 from edgellm.cli.speech_options import (
     COMMAND_SETTINGS,
     given_shape,
@@ -26,6 +27,7 @@ from edgellm.speech.formats.subtitles import named, timestamp
 from edgellm.speech.results import Segment, Transcript
 
 if TYPE_CHECKING:
+    from edgellm.audio import AudioSource
     from edgellm.speech.settings import TranscriptionSettings
     from edgellm.speech.transcriber import Transcriber
 
@@ -50,6 +52,7 @@ FAILED = 1
 )
 @click.option("--timestamps", is_flag=True, help="Show the times of each segment on the screen.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no text on the screen, only problems.")
+@speaker_options
 @speech_model_options
 @transcription_options
 def transcribe_command(
@@ -60,15 +63,27 @@ def transcribe_command(
     wav, flac, ogg and mp3 are read, and with the package av m4a, mp4, webm and others. A file that cannot be read is
     named and left out; the exit status is then 1.
     """
-    settings, shape = given_transcription(), given_shape()
+    wishes = given_speakers()
+    settings, shape = wishes.adapt(given_transcription()), given_shape()
+    options = given_model(model)
     outputs = output_paths(files, parse_formats(formats), output_dir)
     failures = 0
-    with loading.open_transcriber(given_model(model), settings.vad_filter) as transcriber:
+    told = quiet or wishes.any  # who speaks is known in the end: the text is shown then
+    with (
+        loading.open_transcriber(options, settings.vad_filter) as transcriber,
+        SpeakerTeller(wishes, options.threads, options.offline) as teller,
+    ):
         for path in files:
             if len(files) > 1 and not quiet:
                 notice(f"{path}:")
             try:
-                transcript = _transcribe(transcriber, path, settings, timestamps, quiet)
+                transcript = teller.transcript(
+                    path,
+                    lambda sound, path=path: _transcribe(transcriber, path, sound, settings, timestamps, told),
+                )
+                if wishes.any and not quiet:
+                    for segment in transcript.segments:
+                        click.echo(shown(segment, timestamps))
                 write_all(transcript, outputs[path], shape)
             except (EdgeLLMError, OSError) as error:
                 failures += 1
@@ -118,7 +133,12 @@ def write_all(transcript: Transcript, targets: dict[str, Path], shape: LineShape
 
 
 def _transcribe(
-    transcriber: Transcriber, path: Path, settings: TranscriptionSettings, timestamps: bool, quiet: bool
+    transcriber: Transcriber,
+    path: Path,
+    sound: AudioSource,
+    settings: TranscriptionSettings,
+    timestamps: bool,
+    quiet: bool,
 ) -> Transcript:
     """One file; its text is shown as it comes, and how fast it was afterwards."""
     began = time.monotonic()
@@ -128,7 +148,7 @@ def _transcribe(
             if whole is not None:
                 display("transcribe", int(done), int(whole))
 
-        segments = transcriber.stream(path, settings, heard=heard)
+        segments = transcriber.stream(sound, settings, heard=heard)
         for segment in segments:
             if not quiet:
                 _show(display, shown(segment, timestamps))

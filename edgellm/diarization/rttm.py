@@ -7,12 +7,12 @@ A line of RTTM is ``SPEAKER file channel start duration <NA> <NA> speaker <NA> <
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from edgellm.diarization.results import Turn
 from edgellm.errors import CorruptFileError
+from edgellm.speech.formats.turns import rttm_line
 
 _FIELDS = 9
 _MOST_BYTES = 1 << 30
@@ -41,13 +41,11 @@ def read_rttm(path: Path) -> dict[str, list[Turn]]:
 
 def format_rttm(turns: Iterable[Turn], file: str) -> str:
     """RTTM lines, to the millisecond. Blanks in names, which the format does not allow, become underscores."""
-    lines = []
-    for turn in sorted(turns):
-        start, end = round(turn.start, 3), round(turn.end, 3)
-        if end > start:
-            name = _word(turn.speaker)
-            lines.append(f"SPEAKER {_word(file)} 1 {start:.3f} {end - start:.3f} <NA> <NA> {name} <NA> <NA>\n")
-    return "".join(lines)
+    return "".join(
+        rttm_line(file, turn.start, turn.end, turn.speaker)
+        for turn in sorted(turns)
+        if round(turn.end, 3) > round(turn.start, 3)
+    )
 
 
 def read_uem(path: Path) -> dict[str, list[tuple[float, float]]]:
@@ -85,7 +83,3 @@ def _seconds(path: Path, number: int, text: str) -> float:
     if not 0 <= value < 1e7:
         raise CorruptFileError(f"{path}, line {number}: {text!r} is not a time in seconds")
     return value
-
-
-def _word(text: str) -> str:
-    return re.sub(r"\s+", "_", text.strip()) or "_"

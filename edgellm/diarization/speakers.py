@@ -175,4 +175,6 @@ def _smallest_number(activities: Sequence[LocalActivity], settings: ClusterSetti
         active = activity.speakers > 0.5
         alone = active & (active.sum(axis=1, keepdims=True) == 1)
         seen.append(int((alone.sum(axis=0) >= needed).sum()))
+    if not seen:
+        return 1
     return max([1, *(n for n in range(2, LOCAL_SPEAKERS + 1) if np.mean(np.array(seen) >= n) >= settings.local_share)])

@@ -181,7 +181,7 @@ class Transcript:
 
         Args:
             path: the file; one that is there is replaced.
-            format: ``txt``, ``srt``, ``vtt``, ``json``, ``tsv``, ``lrc`` or ``csv``; the path's ending by default.
+            format: one of `edgellm.speech.formats.FORMATS`; the path's ending by default.
             shape: how subtitles are broken into lines.
 
         Raises:

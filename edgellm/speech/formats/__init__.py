@@ -1,4 +1,4 @@
-"""A transcript as text in the usual formats: txt, srt, vtt, json, tsv, lrc, csv."""
+"""A transcript as text in the usual formats: txt, srt, vtt, json, tsv, lrc, csv, rttm."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ from edgellm.speech.formats.lines import Cue, LineShape, cues
 from edgellm.speech.formats.plain import to_json, to_txt
 from edgellm.speech.formats.subtitles import to_lrc, to_srt, to_vtt
 from edgellm.speech.formats.tables import to_csv, to_tsv
+from edgellm.speech.formats.turns import to_rttm
 from edgellm.speech.results import Transcript
 
 __all__ = ["FORMATS", "Cue", "LineShape", "cues", "render", "write_transcript"]
 
 FORMATS: Mapping[str, Callable[[Transcript, LineShape], str]] = MappingProxyType(
-    {"txt": to_txt, "srt": to_srt, "vtt": to_vtt, "json": to_json, "tsv": to_tsv, "lrc": to_lrc, "csv": to_csv}
+    {
+        "txt": to_txt,
+        "srt": to_srt,
+        "vtt": to_vtt,
+        "json": to_json,
+        "tsv": to_tsv,
+        "lrc": to_lrc,
+        "csv": to_csv,
+        "rttm": to_rttm,
+    }
 )
 """What makes each format, by its name, which is also the ending of its files."""
 
