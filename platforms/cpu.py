@@ -142,6 +142,7 @@ class CPUExecutor:
         self._body = _plan_array(steps[: planner.body], self._addresses)
         self._head = _plan_array(steps[planner.body :], self._addresses)
         self._tiled_body = _plan_array(planner.tiled_body, self._addresses)
+        self._tiled_head = _plan_array(planner.tiled_head, self._addresses)
         vocabulary = self.graph.vocabulary_size
         logits = planner.logits
         count = planner.max_outputs
@@ -247,7 +248,8 @@ class CPUExecutor:
     def _run_outputs(self, outputs: NDArray[np.int32]) -> Float32Array:
         self._inputs.chosen[: len(outputs)] = outputs
         self._inputs.outputs[0] = len(outputs)
-        self._team.run(self._head, self._size.threads)
+        head = self._tiled_head if len(outputs) >= Int8Tiles.fewest_rows else self._head
+        self._team.run(head, self._size.threads)
         return self._logits[: len(outputs)]
 
     def _take(self, batch: Batch) -> None:

@@ -54,7 +54,8 @@ from edgellm.platforms.cpu_parts import (
 
 class Planner(ExpertPlanner):
     """Turns a graph into steps. After `plan`, ``steps[:body]`` run once per step and ``steps[body:]`` once for every
-    MAX_OUTPUTS rows whose logits are wanted. With tiles, ``tiled_body`` runs in place of the body for many rows."""
+    MAX_OUTPUTS rows whose logits are wanted. With tiles, ``tiled_body`` runs in place of the body for many rows, and
+    ``tiled_head`` in place of the rest for many of whose logits are wanted."""
 
     # -- operations ---------------------------------------------------------------------------------------------
 
@@ -68,8 +69,10 @@ class Planner(ExpertPlanner):
         body, head = self.steps[: self.body], self.steps[self.body :]
         if self._tiles:
             self.tiled_body = [replace(step) for step in body if step.rows != FEW_ROWS]
+            self.tiled_head = [replace(step) for step in head if step.rows != FEW_ROWS]
             place_barriers(self.tiled_body, 0)
-        body = [step for step in body if step.rows != MANY_ROWS]
+            place_barriers(self.tiled_head, 0)
+        body, head = ([step for step in part if step.rows != MANY_ROWS] for part in (body, head))
         self.steps, self.body = body + head, len(body)
         place_barriers(self.steps, self.body)
         return self.steps

@@ -31,6 +31,7 @@ from edgellm.platforms.cpu_parts import (
     FEW_ROWS,
     MAX_OUTPUTS,
     MAX_ROWS,
+    OUTPUTS,
     ROWS,
     Buffer,
     BufferPool,
@@ -56,6 +57,7 @@ class PlanBase:
 
     max_rows = MAX_ROWS
     max_outputs = MAX_OUTPUTS
+    tiles_for_outputs = True
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class PlanBase:
         self.steps: list[Step] = []
         self.body = 0
         self.tiled_body: list[Step] = []
+        self.tiled_head: list[Step] = []
         self._tiles = tiles
         self.embeddings: list[tuple[Embedding, Buffer]] = []
         self.rope_tables: list[RopeTable] = []
@@ -220,10 +223,11 @@ class PlanBase:
 
     def _tiles_for(self, operation: Linear | StackedLinear) -> AMXTiles | Int8Tiles | None:
         """What makes the steps of a product of many rows, if it is one on tiles."""
-        if self._count != ROWS or not isinstance(operation, Linear):
+        if not isinstance(operation, Linear) or (self._count == OUTPUTS and not self.tiles_for_outputs):
             return None
         matrix, rounded = self._matrices[weight_key(operation)], operation.x.name in self._rounded
-        return next((tiles for tiles in self._tiles if tiles.takes(matrix, rounded)), None)
+        able = [tiles for tiles in self._tiles if self._count == ROWS or isinstance(tiles, Int8Tiles)]
+        return next((tiles for tiles in able if tiles.takes(matrix, rounded)), None)
 
     def _leave_codes_to_few(self, value: Value, codes_field: int) -> None:
         """The last step quantizes its result, perhaps: not for many rows if nobody reads that."""

@@ -19,6 +19,7 @@ from edgellm.platforms.cpu import CPUExecutor, Progress, _plan_array
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import kernel_names
 from edgellm.platforms.cpu_speech_plan import DecoderPlanner, EncoderPlanner, source_blocks
+from edgellm.platforms.cpu_tiles import Int8Tiles
 from edgellm.platforms.cpu_whole import WholeLayout, WholeMemory, supports
 from edgellm.platforms.mel import KERNELS as MEL_KERNELS
 from edgellm.platforms.mel import MelPlan
@@ -200,6 +201,7 @@ class CPUSpeechExecutor(CPUExecutor):
             self._kinds = len(bias)
             chosen = _plan_array([step], self._addresses)
             self._choosing = np.concatenate([self._head, chosen])
+            self._choosing_many = np.concatenate([self._tiled_head, chosen])
 
     def choose(self, batch: Batch, rules: Int32Array, count: int) -> tuple[Int32Array, Float32Array]:
         """Run the decoder and choose the likeliest tokens for each output.
@@ -226,7 +228,8 @@ class CPUSpeechExecutor(CPUExecutor):
                 end = first + len(part)
                 planner.rules[: len(part)] = rules[first:end]
                 self._inputs.chosen[: len(part)], self._inputs.outputs[0] = part, len(part)
-                self._team.run(self._choosing, self._size.threads)
+                plan = self._choosing_many if len(part) >= Int8Tiles.fewest_rows else self._choosing
+                self._team.run(plan, self._size.threads)
                 tokens[first:end] = planner.tokens[: len(part), :count]
                 scores[first:end] = planner.scores[: len(part), :count]
             return tokens, scores

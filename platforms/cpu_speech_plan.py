@@ -69,6 +69,7 @@ class EncoderPlanner(Planner):
         whole_records: of attention with int8 keys, which get the address of their memory.
     """
 
+    tiles_for_outputs = False  # these are frames before the convolution
     frames: Buffer
 
     def __init__(
