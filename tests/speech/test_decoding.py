@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,20 +45,13 @@ def model(path: Path) -> Iterator[WhisperModel]:
 
 def encoded(model: WhisperModel, windows: int) -> None:
     random = np.random.default_rng(0)
-    model.reserve(windows, 5)
+    model.reserve(8, 5)  # as much as any test here asks for: another reservation would forget the windows
     for window in range(windows):
         samples = random.standard_normal(model.window_samples).astype(np.float32) * np.float32(0.1 + window)
         model.encode(model.spectrogram(samples), window)
 
 
 # -- searches -------------------------------------------------------------------------------------------------------
-
-
-def exhaustive(model: WhisperModel, request: Request, length: int) -> list[int]:
-    """Greedy decoding by hand: one window, one step after another."""
-    decoder = model.decoder(TranscriptionSettings(beam_size=1, batch_size=4))
-    result = decoder.decode([request], 0.0)[0]
-    return list(result.tokens[:length])
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -103,7 +97,7 @@ def test_guards_against_repetition(model: WhisperModel) -> None:
     plain = model.decoder(TranscriptionSettings(beam_size=1)).decode([Request(0, (START,), 0)], 0.0)[0].tokens
     guarded = TranscriptionSettings(beam_size=1, no_repeat_ngram_size=2)
     tokens = model.decoder(guarded).decode([Request(0, (START,), 0)], 0.0)[0].tokens
-    pairs = list(zip(tokens, tokens[1:], strict=False))
+    pairs = list(itertools.pairwise(tokens))
     assert len(set(pairs)) == len(pairs)
     assert tokens[:2] == plain[:2]
     logits = np.array([2.0, -2.0, 1.0], np.float32)
@@ -142,9 +136,9 @@ def test_a_closed_transcriber_says_so(path: Path) -> None:
         transcriber.transcribe(np.zeros(16000, np.float32))
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1 / 16000, 0.3, 0.8])
+@pytest.mark.parametrize("seconds", [1 / 16000, 0.3, 0.8])
 def test_short_sounds(path: Path, seconds: float) -> None:
-    """Nothing, one sample, less and about as much as this small model's window of 0.8 s."""
+    """One sample, less and about as much as this small model's window of 0.8 s."""
     with Transcriber.load(path) as transcriber:
         samples = np.zeros(round(16000 * seconds), np.float32)
         transcript = transcriber.transcribe(samples, TranscriptionSettings(vad_filter=False, temperature=(0.0,)))
