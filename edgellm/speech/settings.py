@@ -108,7 +108,10 @@ class TranscriptionSettings:
         _check_count("batch_size", self.batch_size, 64)
         for name, low, high in (
             ("patience", 0.01, 100.0), ("length_penalty", 0.0, 1.0), ("compression_ratio_threshold", 0.0, 1e6),
-            ("logprob_threshold", -1e6, 0.0), ("no_speech_threshold", 0.0, 1.0), ("max_initial_timestamp", 0.0, 30.0), ("repetition_penalty", 0.01, 100.0),
+            ("logprob_threshold", -1e6, 0.0),
+            ("no_speech_threshold", 0.0, 1.0),
+            ("max_initial_timestamp", 0.0, 30.0),
+            ("repetition_penalty", 0.01, 100.0),
             ("no_repeat_ngram_size", 0, 1000), ("prompt_reset_on_temperature", 0.0, 100.0),
         ):  # fmt: skip
             value = getattr(self, name)
