@@ -45,12 +45,12 @@ def split(tokens: Sequence[int], timestamps: int, seconds: float, whole: bool = 
         return [Part(min(begin, end), end, tuple(tokens))], _heard_until(end, seconds, whole)
     if single_end:
         cuts.append(len(tokens))
-    parts, first = [], 0
+    parts, first, before = [], 0, 0.0
     for cut in cuts:
         piece = tokens[first:cut]
-        begin, end = ((piece[place] - timestamps) * SECONDS_PER_TIMESTAMP for place in (0, -1))
+        begin, end = (max(before, (piece[place] - timestamps) * SECONDS_PER_TIMESTAMP) for place in (0, -1))
         parts.append(Part(begin, max(begin, end), tuple(piece)))
-        first = cut
+        first, before = cut, max(begin, end)
     if single_end:
         return parts, _heard_until(parts[-1].end, seconds, whole)
     reached = (tokens[first - 1] - timestamps) * SECONDS_PER_TIMESTAMP

@@ -49,8 +49,6 @@ class TranscriptionSettings:
         word_timestamps: find the times of each word.
         prepend_punctuations: signs that belong to the word after them.
         append_punctuations: signs that belong to the word before them.
-        hallucination_silence_threshold: with word timestamps, silences longer than so many seconds around what looks
-            invented are skipped.
         clip_timestamps: seconds (start, end, start, end, ...) of the parts to transcribe; the last end may be left
             out.
         repetition_penalty: above 1 makes tokens that were used already less likely.
@@ -87,7 +85,6 @@ class TranscriptionSettings:
     word_timestamps: bool = False
     prepend_punctuations: str = _DEFAULT_PREPEND
     append_punctuations: str = _DEFAULT_APPEND
-    hallucination_silence_threshold: float | None = None
     clip_timestamps: tuple[float, ...] = ()
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -111,8 +108,10 @@ class TranscriptionSettings:
         _check_count("batch_size", self.batch_size, 64)
         for name, low, high in (
             ("patience", 0.01, 100.0), ("length_penalty", 0.0, 1.0), ("compression_ratio_threshold", 0.0, 1e6),
-            ("logprob_threshold", -1e6, 0.0), ("no_speech_threshold", 0.0, 1.0), ("max_initial_timestamp", 0.0, 30.0),
-            ("hallucination_silence_threshold", 0.0, 1e6), ("repetition_penalty", 0.01, 100.0),
+            ("logprob_threshold", -1e6, 0.0),
+            ("no_speech_threshold", 0.0, 1.0),
+            ("max_initial_timestamp", 0.0, 30.0),
+            ("repetition_penalty", 0.01, 100.0),
             ("no_repeat_ngram_size", 0, 1000), ("prompt_reset_on_temperature", 0.0, 100.0),
         ):  # fmt: skip
             value = getattr(self, name)
