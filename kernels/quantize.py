@@ -32,7 +32,6 @@ from edgellm.kernels.simd import (
     to_floats,
 )
 
-
 # All in float32, so that these are bit for bit the scales of `edgellm.kernels.tile_input`.
 _STEP, _FINE_STEP = np.float32(1 / 127), np.float32(1 / 254)
 NOT_FINITE = 0x7F800000  # the bits of infinity; those of any NaN are more
