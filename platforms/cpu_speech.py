@@ -198,7 +198,8 @@ class CPUSpeechExecutor(CPUExecutor):
             self._check_open()
             step = self._planner.choosing(timestamps, bias)
             self._kinds = len(bias)
-            self._choosing = np.concatenate([self._head, _plan_array([step], self._addresses)])
+            chosen = _plan_array([step], self._addresses)
+            self._choosing = np.concatenate([self._head, chosen])
 
     def choose(self, batch: Batch, rules: Int32Array, count: int) -> tuple[Int32Array, Float32Array]:
         """Run the decoder and choose the likeliest tokens for each output.

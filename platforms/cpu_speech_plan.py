@@ -8,13 +8,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.graph import Attention, CrossAttention, Embedding, Graph, Input, Operation, StoreSource, Unfold
+from edgellm.graph import (
+    Attention,
+    CrossAttention,
+    Embedding,
+    Graph,
+    Input,
+    Operation,
+    StoreSource,
+    Unfold,
+)
 from edgellm.kernels import records, tile_layout
 from edgellm.kernels.packing import PackedMatrix, aligned_zeros
 from edgellm.platforms.batch import BLOCK_TOKENS, Float32Array
 from edgellm.platforms.choosing import MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
-from edgellm.platforms.cpu_parts import OUTPUTS, ROWS, Buffer, Int64Array, Step, make_record, padded
+from edgellm.platforms.cpu_parts import (
+    OUTPUTS,
+    ROWS,
+    Buffer,
+    Int64Array,
+    Step,
+    make_record,
+    padded,
+)
 from edgellm.platforms.cpu_plan import Planner
 from edgellm.platforms.cpu_tiles import Int8Tiles
 from edgellm.platforms.cpu_whole import WholeMemory
@@ -193,6 +210,7 @@ class DecoderPlanner(Planner):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._fine = frozenset()  # with many hypotheses the head has no time to wait for memory
         self.sources = np.zeros(self.max_rows, np.int32)
         self._last_rows = np.full(self.max_rows, self._graph.source_length - 1, np.int32)
         self._table_stride = np.array([4 * source_blocks(self._graph.source_length)], np.int64)

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgellm.platforms.batch import Batch, Float32Array, Int32Array, SpeechExecutor
-from edgellm.platforms.choosing import allowed_log_probabilities, best
+from edgellm.platforms.choosing import MOST_CANDIDATES, allowed_log_probabilities, best
 from edgellm.speech.alignment import Aligner
 from edgellm.speech.rules import TimestampRules, guard_against_repetition, token_bias
 from edgellm.speech.sequences import BlockPool, tables
@@ -166,14 +165,11 @@ class Decoder:
         )  # fmt: skip
         rules = np.array([self._rules.row([], -1)] * len(searches), np.int32)
         count = len(searches)
-        if self._chosen_by_executor(temperature):
-            found, scores = self._executor.choose(batch, np.concatenate([rules, rules]), self._candidates(width))
-            candidates = found[:count], scores[:count]
-            logits = self._executor.last_logits(2 * count)
-        else:
-            logits = self._executor.step(batch)
-            copies = np.repeat(np.arange(count), width if temperature else 1)
-            candidates = self._choose_here(logits[copies], rules[copies], [[]] * len(copies), width, temperature)
+        found, scores = self._executor.choose(batch, np.concatenate([rules, rules]), self._wanted(width, temperature))
+        candidates = found[:count], scores[:count]
+        logits = self._executor.last_logits(2 * count)
+        if temperature:
+            candidates = self._draw(np.repeat(candidates[0], width, 0), np.repeat(candidates[1], width, 0), temperature)
         for search, row in zip(searches, logits[count:], strict=True):
             search.no_speech_probability = _probability(row, self._tokens.no_speech)
         for number, search in enumerate(searches):
@@ -201,11 +197,13 @@ class Decoder:
         rules = np.array(
             [self._rules.row(hyp.said, hyp.last_timestamp, search.request.goes_on) for search, hyp in live], np.int32
         )
-        if self._chosen_by_executor(temperature):
-            found, scores = self._executor.choose(batch, rules, self._candidates(width))
-        else:
+        if self._guarded:
             said = [hypothesis.said for _, hypothesis in live]
-            found, scores = self._choose_here(self._executor.step(batch), rules, said, width, temperature)
+            found, scores = self._choose_here(self._executor.step(batch), rules, said, self._wanted(width, temperature))
+        else:
+            found, scores = self._executor.choose(batch, rules, self._wanted(width, temperature))
+        if temperature:
+            found, scores = self._draw(found, scores, temperature)
         first = 0
         for search in searches:
             part = slice(first, first + len(search.live))
@@ -215,29 +213,28 @@ class Decoder:
             else:
                 self._extend_samples(search, (found[part], scores[part]))
 
-    def _candidates(self, width: int) -> int:
+    def _wanted(self, width: int, temperature: float) -> int:
+        """Candidates for each row."""
+        if temperature:
+            return MOST_CANDIDATES
         return width + 1 if width > 1 else 1
 
-    def _chosen_by_executor(self, temperature: float) -> bool:
-        return temperature == 0 and not self._guarded
-
     def _choose_here(
-        self, logits: Float32Array, rules: Int32Array, said: Sequence[Sequence[int]], width: int, temperature: float
+        self, logits: Float32Array, rules: Int32Array, said: Sequence[Sequence[int]], count: int
     ) -> Candidates:
-        """Candidates in NumPy: where logits are changed first, or tokens are drawn."""
+        """Candidates in NumPy, where logits are changed first."""
         logits = np.array(logits[: len(rules)])
         for row, before in zip(logits, said, strict=True):
             guard_against_repetition(row, before, self._settings)
-        allowed = allowed_log_probabilities(logits, self._bias, rules, self._tokens.timestamps)
-        if temperature == 0:
-            return best(allowed, self._candidates(width))
-        tokens = np.array([self._draw(row, temperature) for row in allowed], np.int32)
-        return tokens[:, None], allowed[np.arange(len(tokens)), tokens][:, None].astype(np.float32)
+        return best(allowed_log_probabilities(logits, self._bias, rules, self._tokens.timestamps), count)
 
-    def _draw(self, log_probabilities: NDArray[np.float64], temperature: float) -> int:
-        weights = np.exp((log_probabilities - log_probabilities.max()) / temperature)
-        total = np.cumsum(weights)
-        return int(min(np.searchsorted(total, self._random.random() * total[-1], "right"), len(total) - 1))
+    def _draw(self, tokens: Int32Array, scores: Float32Array, temperature: float) -> Candidates:
+        """One token for each row, drawn from its likeliest."""
+        weights = np.where(tokens >= 0, np.exp((scores - scores[:, :1]) / np.float32(temperature)), 0).cumsum(axis=1)
+        thresholds = self._random.random(len(weights)) * weights[:, -1]
+        places = np.minimum((weights <= thresholds[:, None]).sum(axis=1), tokens.shape[1] - 1)
+        rows = np.arange(len(tokens))
+        return tokens[rows, places][:, None], scores[rows, places][:, None]
 
     # -- searches -----------------------------------------------------------------------------------------------
 
@@ -298,7 +295,7 @@ class Decoder:
         ):
             following = hypothesis.plus(token, score, self._tokens.timestamps)
             following.blocks = hypothesis.blocks
-            if token == self._tokens.end or not math.isfinite(score):
+            if token == self._tokens.end or token < 0:
                 self._pool.give(following.blocks)
                 search.finished.append(following)
             else:

@@ -26,7 +26,8 @@ class TranscriptionSettings:
         language: code or name; None detects it in the first window.
         task: "transcribe", or "translate" into English.
         beam_size: hypotheses kept at temperature 0; 1 is greedy.
-        best_of: samples at other temperatures, of which the likeliest is taken.
+        best_of: samples at other temperatures, of which the likeliest is taken. Each token is drawn from the 16
+            likeliest.
         patience: factor on how many finished hypotheses end a beam search (Kasai et al. 2022).
         length_penalty: alpha of ``((5 + length) / 6) ** alpha`` (Wu et al. 2016), by which the log-probabilities of
             hypotheses are divided; None divides by the length.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,7 +139,7 @@ class WindowDecoder:
             prompt += [*stamp, *self._prefix]
         goes_on = 0
         if heard.running.track.whole:
-            goes_on = self._tokens.timestamps + int((heard.seconds - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
+            goes_on = self._tokens.timestamps + math.ceil((heard.seconds - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
         return Request(heard.window, tuple(prompt), start, goes_on)
 
     def _decode(self, requests: Sequence[Request]) -> list[Decoded]:
