@@ -71,12 +71,6 @@ def silero_vad_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_en_path() -> Path:
-    """Whisper tiny.en, Q8_0."""
-    return _real_model("tiny.en")
-
-
-@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Factory of small random GGUF models with a working tokenizer and chat template.
 

@@ -218,9 +218,12 @@ class TerminalView:
             notice(line)
 
     def _end(self) -> None:
-        if self._firm.strip() and self._live is not None:
-            self._live.console.print(self._firm.strip(), highlight=False, markup=False)
-        self._firm = self._partial = ""
+        """Move what was said above the part that is drawn anew."""
+        said, self._firm, self._partial = self._firm.strip(), "", ""
+        if self._live is not None:
+            self._live.update(self._picture())
+            if said:
+                self._live.console.print(said, highlight=False, markup=False)
 
     def _picture(self) -> Text:
         from rich.text import Text

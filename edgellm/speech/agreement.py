@@ -53,16 +53,6 @@ class Agreement:
         rest = self._beyond_firm(hypothesis)
         return self._accept(rest, len(rest))
 
-    @property
-    def waiting(self) -> list[Word]:
-        """The firm words whose sound was not dropped."""
-        return self.firm[self._before :]
-
-    def give_up_partial(self) -> None:
-        """What is not firm was none: a noise."""
-        self.partial = []
-        self._earlier.clear()
-
     def drop_before(self, seconds: float) -> list[Word]:
         """Hypotheses will begin at this time from now on; returns the firm words that lie before it."""
         first = self._before
@@ -79,7 +69,8 @@ class Agreement:
 
     def _beyond_firm(self, hypothesis: Sequence[Word]) -> Sequence[Word]:
         """The hypothesis without the words that are firm already, in whatever spelling it has them now."""
-        return hypothesis[matching_prefix(self.waiting, hypothesis) :]
+        firm = self.firm[self._before :]
+        return hypothesis[matching_prefix(firm, hypothesis) :]
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:

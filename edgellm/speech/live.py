@@ -32,7 +32,6 @@ LIVE_VOICE_ACTIVITY = VoiceActivitySettings(
 _PORTION = SAMPLE_RATE // 10
 _SHORTEST = SAMPLE_RATE // 2
 """Less than half a second is not worth a hypothesis."""
-_LONG_AGO = 2 * SAMPLE_RATE
 _PROMPT_CHARACTERS = 200
 _SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
@@ -51,9 +50,7 @@ class LiveSettings:
         step: seconds of new sound between hypotheses, at least; a slow machine takes what time it needs.
         margin: words that end within so many seconds of the end of the sound may go on, and are not firm.
         hypotheses: that must agree on a word to make it firm.
-        longest: seconds of sound that are transcribed anew at most; what is firm is let go before.
-        context: seconds of earlier utterances, if they were not long ago, that are transcribed with an utterance to
-            understand it better; 0: none.
+        longest: seconds of an utterance that are transcribed anew at most; what is firm is let go before.
 
     Raises:
         InvalidSettingError: a setting is out of range.
@@ -63,16 +60,9 @@ class LiveSettings:
     margin: float = 0.2
     hypotheses: int = 2
     longest: float = 15.0
-    context: float = 8.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("step", 0.1, 10),
-            ("margin", 0, 5),
-            ("hypotheses", 2, 5),
-            ("longest", 5, 28),
-            ("context", 0, 20),
-        ):
+        for name, low, high in (("step", 0.1, 10), ("margin", 0, 5), ("hypotheses", 2, 5), ("longest", 5, 28)):
             if not low <= getattr(self, name) <= high:
                 raise InvalidSettingError(f"{name} is {getattr(self, name)}", f"use {low} to {high}")
 
@@ -128,11 +118,6 @@ class LiveTranscription:
         self._start = 0
         """Sample of the sound that ``_samples`` begin with."""
         self._agreement: Agreement | None = None
-        """Of the words in ``_samples``; None where they hold none."""
-        self._began: int | None = None
-        """Sample at which the utterance began that goes on."""
-        self._ended = 0
-        """Sample at which the last one ended."""
         self._language = settings.language
         self._prompt = ""
         self._heard = 0
@@ -163,10 +148,9 @@ class LiveTranscription:
             self._keep(portion)
             if ended:
                 yield from self._end(ended[-1].end)
-            elif self._began is not None and self._detector.speaking_since is None and self._pause_is_over():
+            elif self._agreement is not None and self._detector.speaking_since is None and self._pause_is_over():
                 yield from self._end(None)
-            if self._detector.speaking_since is not None:
-                self._begin(self._detector.speaking_since)
+            self._begin()
             yield from self._go_on(more_waiting or first + _PORTION < len(samples))
 
     def finish(self) -> Iterator[LiveUpdate]:
@@ -174,24 +158,18 @@ class LiveTranscription:
         ended = self._detector.flush()
         if ended:
             self._begin(ended[-1].start)
-        yield from self._end(ended[-1].end if ended else None)
+            yield from self._end(ended[-1].end)
+        elif self._agreement is not None:
+            yield from self._end(None)
 
     def _keep(self, portion: Samples) -> None:
         self._samples = np.concatenate((self._samples, portion))
-        self._arrivals.append((self._detector.samples, self._clock()))
+        now = self._clock()
+        self._arrivals.append((self._detector.samples, now))
         while len(self._arrivals) > 1 and self._arrivals[0][0] < self._start:
             self._arrivals.popleft()
-        if self._began is None and self._detector.speaking_since is None:
-            settled = self._detector.settled
-            if self._agreement is not None and settled - self._ended > _LONG_AGO:
-                self._forget(self._agreement)
-            if self._agreement is None:
-                self._drop(settled)
-
-    def _forget(self, agreement: Agreement) -> None:
-        """Earlier utterances are context no longer, but for the text of the prompt."""
-        self._prompt = (self._prompt + "".join(word.text for word in agreement.waiting))[-_PROMPT_CHARACTERS:]
-        self._agreement = None
+        if self._agreement is None:
+            self._drop(self._detector.settled if self._detector.speaking_since is None else self._start)
 
     def _drop(self, sample: int) -> None:
         count = min(max(0, sample - self._start), len(self._samples))
@@ -201,38 +179,23 @@ class LiveTranscription:
         """Whether what seemed an utterance was too short to be one."""
         return self._detector.settled > self._detector.silent_since
 
-    def _begin(self, start: int) -> None:
-        """An utterance begins, if none goes on: behind those before it, as far as they are context."""
-        if self._began is not None:
-            return
-        agreement = self._agreement
-        if agreement is not None:
-            earliest = start / SAMPLE_RATE - self._live.context
-            if self._start / SAMPLE_RATE < earliest:
-                sentences = (word.end for word in agreement.waiting if word.text.rstrip().endswith(_SENTENCE_ENDS))
-                cut = next((end for end in sentences if end >= earliest), None)
-                if cut is None or cut * SAMPLE_RATE >= self._ended:
-                    self._forget(agreement)
-                else:
-                    self._let_go_until(agreement, cut)
-        if self._agreement is None:
+    def _begin(self, start: int | None = None) -> None:
+        start = self._detector.speaking_since if start is None else start
+        if self._agreement is None and start is not None:
             self._drop(start)
-            self._agreement = Agreement(self._live.hypotheses)
-        self._began = self._heard = start
+            self._agreement, self._heard = Agreement(self._live.hypotheses), self._start
 
     def _go_on(self, more_waiting: bool) -> Iterator[LiveUpdate]:
         """Another hypothesis, if it is time for one."""
-        agreement, began = self._agreement, self._began
-        if agreement is None or began is None:
-            return
+        agreement = self._agreement
         end = self._start + len(self._samples)
         full = len(self._samples) > self._live.longest * SAMPLE_RATE
-        due = end - self._heard >= self._live.step * SAMPLE_RATE and end - began >= _SHORTEST
-        if not due or (more_waiting and not full):
+        due = end - self._heard >= self._live.step * SAMPLE_RATE and len(self._samples) >= _SHORTEST
+        if agreement is None or not due or (more_waiting and not full):
             return
         words = self._hypothesis(end)
         firm = agreement.update(words, end / SAMPLE_RATE - self._live.margin)
-        if full and not firm and not agreement.waiting:
+        if full and not firm and not agreement.firm[-1:]:
             firm = agreement.finish([word for word in words if word.end < end / SAMPLE_RATE - 2])
         if firm:
             yield self._firm(firm)
@@ -242,21 +205,17 @@ class LiveTranscription:
 
     def _end(self, end: int | None) -> Iterator[LiveUpdate]:
         """The utterance is over: at ``end``, or it was none."""
-        agreement, began = self._agreement, self._began
-        if agreement is None or began is None:
+        agreement = self._agreement
+        if agreement is None:
             return
-        self._began = None
-        shown = bool(agreement.partial) or any(word.end * SAMPLE_RATE > began for word in agreement.firm[-1:])
+        self._agreement = None
         if end is not None and end > self._start:
             firm = agreement.finish(self._hypothesis(end, last=True))
-            self._ended = end
-            shown = shown or bool(firm)
             if firm:
                 yield self._firm(firm)
-        agreement.give_up_partial()
-        if self._live.context == 0 or not agreement.waiting:
-            self._forget(agreement)
-        if shown:
+            self._drop(end)
+        self._prompt = "".join(word.text for word in agreement.firm)[-_PROMPT_CHARACTERS:] or self._prompt
+        if agreement.firm or agreement.partial:
             yield LiveUpdate("end")
 
     def _hypothesis(self, end: int, last: bool = False) -> list[Word]:
@@ -276,15 +235,14 @@ class LiveTranscription:
     def _let_go(self, agreement: Agreement) -> None:
         """Drop the sound of words that are firm: up to the end of a sentence if there is one, else all of them."""
         begin = self._start / SAMPLE_RATE
-        firm = [word for word in agreement.waiting if word.end > begin + 1]
-        if firm:
-            sentences = [word for word in firm if word.text.rstrip().endswith(_SENTENCE_ENDS)]
-            self._let_go_until(agreement, (sentences or firm)[-1].end)
-
-    def _let_go_until(self, agreement: Agreement, seconds: float) -> None:
-        dropped = agreement.drop_before(seconds)
+        firm = [word for word in agreement.firm if word.end > begin + 1]
+        if not firm:
+            return
+        sentences = [word for word in firm if word.text.rstrip().endswith(_SENTENCE_ENDS)]
+        cut = (sentences or firm)[-1].end
+        dropped = agreement.drop_before(cut)
         self._prompt = (self._prompt + "".join(word.text for word in dropped))[-_PROMPT_CHARACTERS:]
-        self._drop(round(seconds * SAMPLE_RATE))
+        self._drop(round(cut * SAMPLE_RATE))
 
     def _firm(self, words: list[Word]) -> LiveUpdate:
         now = self._clock()
