@@ -407,6 +407,21 @@ FBANK = _record(
 )
 
 
+# edgellm.kernels.fold
+FOLD = _record(
+    "Fold",
+    "rows",  # address of the number of rows
+    "width",  # values in a row
+    "a",  # address of float32
+    "b",  # address of float32
+    "stride",  # bytes from row to row, of both
+    "scale",  # address of float32
+    "shifts",  # address of float32 (rows)
+    "output",  # address of float32
+    "output_stride",  # bytes
+)
+
+
 # edgellm.kernels.choose
 CHOOSE = _record(
     "Choose",

@@ -42,6 +42,8 @@ from edgellm.diarization.stretches import (
 Samples = NDArray[np.float32]
 _COVERING = 64
 """More windows than ever cover the frames that are not certain yet."""
+_FEWEST_FEATURES = 3
+"""Two steps of the network, without which there is no deviation."""
 _STEPS_PER_FRAME = FRAME_SAMPLES // STEP_SAMPLES
 
 
@@ -140,7 +142,9 @@ class Analysis:
         if not self.activities or self.activities[-1].first != last:
             starts.append(last)
         needed = last * FRAME_SAMPLES + WINDOW_SAMPLES
-        self._sound.append(np.zeros(max(0, needed - samples), np.float32))
+        # Its mean is the silence of a sound that is not centred on zero: zeros would be a click.
+        silence = float(self._sound.get(last * FRAME_SAMPLES, samples).mean()) if samples else 0.0
+        self._sound.append(np.full(max(0, needed - samples), silence, np.float32))
         for number in range(0, len(starts), self._at_once):
             self._run(starts[number : number + self._at_once])
         # A frame counts if it begins within the sound.
@@ -184,17 +188,13 @@ class Analysis:
         return np.asarray(self._models.filters(samples=samples[None, None])[0], np.float32)
 
     def _segment(self, starts: Sequence[int]) -> NDArray[np.float32]:
-        responses, scales, shifts = [], [], []
-        for start in starts:
+        folded = np.empty((len(starts), len(self._responses) // 2, WINDOW_STEPS), np.float32)
+        for start, output in zip(starts, folded, strict=True):
             column = start * _STEPS_PER_FRAME - self._first_response
-            responses.append(self._responses[:, column : column + WINDOW_STEPS])
             window = self._sound.get(start * FRAME_SAMPLES, start * FRAME_SAMPLES + WINDOW_SAMPLES)
-            scale, shift = self._models.normalization.scale_and_shift(window)
-            scales.append(scale)
-            shifts.append(shift)
-        return self._models.segmentation(
-            responses=np.stack(responses), scale=np.array(scales, np.float32)[:, None, None], shift=np.stack(shifts)
-        )
+            scale, shifts = self._models.normalization.scale_and_shift(window)
+            self._models.fold(self._responses[:, column : column + WINDOW_STEPS], scale, shifts, output)
+        return self._models.segmentation(folded=folded)
 
     def _conclude(self, end: int, last: bool = False) -> None:
         """All that is to be known about the frames before ``end`` is known: find stretches in them and embed them."""
@@ -209,7 +209,9 @@ class Analysis:
             for stretch in self._finder.push(counts == 1, change, last)
             for window in embedding_windows(stretch, self._settings.stretches)
         ]
-        windows = [window for window in windows if frames_in(self._span(window)[1] - self._span(window)[0]) > 1]
+        windows = [
+            window for window in windows if frames_in(self._span(window)[1] - self._span(window)[0]) >= _FEWEST_FEATURES
+        ]
         for window in windows:
             sound = self._sound.get(*self._span(window)).copy()
             self._waiting.append((window, self._pool.submit(embed, self._models, sound)))

@@ -7,14 +7,13 @@ spectrum of 512 points; 80 triangular filters, equally wide on the mel scale bet
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.diarization.kernel_calls import call_kernel, kernel_function
 from edgellm.kernels.records import FBANK
 
 SAMPLE_RATE = 16_000
@@ -82,7 +81,7 @@ class Fbank:
     """
 
     def __init__(self, address: int, keep_alive: object) -> None:
-        self._call, self._keep_alive = kernel_function(address), keep_alive
+        self._function, self._keep_alive = kernel_function(address), keep_alive
         filters = np.ascontiguousarray(mel_filters()[:, : FFT // 2])
         used = [np.flatnonzero(weights) for weights in filters]
         self._tables: dict[str, NDArray[Any]] = {
@@ -102,27 +101,8 @@ class Fbank:
             sound = np.ascontiguousarray(samples, np.float32)
             scratch, frames = np.empty(SCRATCH_BYTES, np.uint8), np.array([count], np.int64)
             arrays = {**self._tables, "frames": frames, "samples": sound, "output": output, "scratch": scratch}
-            record = np.zeros(len(FBANK), np.int64)
-            for name, array in arrays.items():
-                record[getattr(FBANK, name) // 8] = array.ctypes.data
-            record[FBANK.bands // 8], record[FBANK.output_stride // 8] = FILTERS, output.strides[0]
-            self._call(record)
+            call_kernel(self._function, FBANK, arrays, bands=FILTERS, output_stride=output.strides[0])
         return output
-
-
-def kernel_function(address: int) -> Callable[[NDArray[np.int64]], None]:
-    """A kernel at an address, called with its record, as one thread of one."""
-    # Numba's calling convention: result, error, arguments; returns a status.
-    kind = ctypes.CFUNCTYPE(
-        ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64
-    )
-    function = kind(address)
-
-    def call(record: NDArray[np.int64]) -> None:
-        room = np.zeros(2, np.int64)
-        function(room.ctypes.data, room.ctypes.data + 8, record.ctypes.data, 0, 1)
-
-    return call
 
 
 def _reversed_digits() -> NDArray[np.int32]:

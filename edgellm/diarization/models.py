@@ -16,6 +16,7 @@ from edgellm.diarization.checkpoint import Tensors, read_checkpoint
 from edgellm.diarization.embedding_network import embedding_onnx
 from edgellm.diarization.features import Fbank
 from edgellm.diarization.segmentation_network import (
+    Fold,
     WindowNormalization,
     filters_onnx,
     segmentation_onnx,
@@ -30,10 +31,10 @@ from edgellm.kernels.target import current_target
 log = logging.getLogger(__name__)
 
 ALIAS = "diarization"
-FBANK_KERNEL = "fbank.kaldi"
+FBANK_KERNEL, FOLD_KERNEL = KERNELS = ("fbank.kaldi", "fold.rows")
 SEGMENTATION_FILE = "pyannote-segmentation-3.0.pt"
 EMBEDDING_FILE = "campplus-zh-en-common-advanced.pt"
-_VERSION = 1
+_VERSION = 2
 """Of the conversion: files of another one are not used."""
 
 Progress = Callable[[str, int, int], None]
@@ -67,6 +68,7 @@ class Models:
     Attributes:
         filters: of `filters_onnx`.
         normalization: what is left to be done with their responses.
+        fold: puts both together.
         segmentation: of `segmentation_onnx`.
         embedding: of `embedding_onnx`.
         fbank: the features it is fed with.
@@ -74,6 +76,7 @@ class Models:
 
     filters: Network
     normalization: WindowNormalization
+    fold: Fold
     segmentation: Network
     embedding: Network
     fbank: Fbank
@@ -100,22 +103,19 @@ def models_from(segmentation: Path, embedding: Path, progress: Progress | None =
             "diarization needs the package onnxruntime", "pip install 'edgellm[speech,diarization]'"
         ) from error
     tensors = read_checkpoint(segmentation)
+    library = KernelLibrary(current_target(), kernels_folder(), progress)
+    addresses = library.load(KERNELS)
     return Models(
         Network(_converted(segmentation, "filters", lambda: filters_onnx(tensors)), "the filters"),
         _described(segmentation, window_normalization, tensors),
+        Fold(addresses[FOLD_KERNEL], library),
         Network(_converted(segmentation, "network", lambda: segmentation_onnx(tensors)), "the segmentation network"),
         Network(
             _converted(embedding, "network", lambda: embedding_onnx(read_checkpoint(embedding))),
             "the embedding network",
         ),
-        load_fbank(progress),
+        Fbank(addresses[FBANK_KERNEL], library),
     )
-
-
-def load_fbank(progress: Progress | None = None) -> Fbank:
-    """The kernel of the features, compiled if it is not there yet."""
-    library = KernelLibrary(current_target(), kernels_folder(), progress)
-    return Fbank(library.load([FBANK_KERNEL])[FBANK_KERNEL], library)
 
 
 def _converted(checkpoint: Path, part: str, convert: Callable[[], bytes]) -> bytes:

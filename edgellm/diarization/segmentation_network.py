@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.diarization.checkpoint import Tensors
+from edgellm.diarization.kernel_calls import call_kernel, kernel_function
 from edgellm.diarization.onnx_writer import OnnxWriter
 from edgellm.errors import CorruptFileError
+from edgellm.kernels.records import FOLD
 
 SAMPLE_RATE = 16_000
 WINDOW_SAMPLES = 160_000
@@ -57,10 +59,10 @@ class WindowNormalization:
     gains: NDArray[np.float32]
 
     def scale_and_shift(self, samples: NDArray[np.float32]) -> tuple[np.float32, NDArray[np.float32]]:
-        """The factor of all responses in a window and what to add to each, (80, 1)."""
+        """The factor of all responses in a window and what to add to each, (80,)."""
         mean, variance = float(samples.mean(dtype=np.float64)), float(samples.var(dtype=np.float64))
         scale = self.weight / (variance + EPSILON) ** 0.5
-        return np.float32(scale), (self.gains * np.float32(self.bias - scale * mean))[:, None]
+        return np.float32(scale), (self.gains * np.float32(self.bias - scale * mean))
 
 
 def sinc_filters(tensors: Tensors) -> NDArray[np.float32]:
@@ -106,17 +108,57 @@ def window_normalization(tensors: Tensors) -> WindowNormalization:
     return WindowNormalization(weight, float(tensors["sincnet.wav_norm1d.bias"][0]), gains.astype(np.float32))
 
 
+def fold(responses: NDArray[np.float32], scale: np.float32, shifts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the network has behind its first pooling, (80, steps): the reference of the kernel.
+
+    Args:
+        responses: of `filters_onnx`, (160, steps).
+        scale, shifts: of `WindowNormalization.scale_and_shift`.
+    """
+    largest, smallest = responses[:FILTERS], responses[FILTERS:]
+    return np.maximum(scale * largest + shifts[:, None], scale * smallest - shifts[:, None])
+
+
+class Fold:
+    """The kernel of `edgellm.kernels.fold`; may be called from several threads at once.
+
+    Args:
+        address: of the kernel.
+        keep_alive: what must live as long as the address is valid.
+    """
+
+    def __init__(self, address: int, keep_alive: object) -> None:
+        self._function, self._keep_alive = kernel_function(address), keep_alive
+
+    def __call__(
+        self,
+        responses: NDArray[np.float32],
+        scale: np.float32,
+        shifts: NDArray[np.float32],
+        output: NDArray[np.float32],
+    ) -> None:
+        """As `fold`, into ``output``; rows of both may be apart, the values of a row are not."""
+        rows, width = output.shape
+        if responses.shape != (2 * rows, width) or shifts.shape != (rows,):
+            raise ValueError(f"responses {responses.shape} and shifts {shifts.shape} for {output.shape}")
+        if any(array.strides[-1] != 4 or array.dtype != np.float32 for array in (responses, shifts, output)):
+            raise ValueError("values of a row must be float32 side by side")
+        arrays = {
+            "rows": np.array([rows], np.int64),
+            "a": responses,
+            "b": responses[rows:],
+            "scale": np.array([scale], np.float32),
+            "shifts": shifts,
+            "output": output,
+        }
+        strides = {"stride": responses.strides[0], "output_stride": output.strides[0]}
+        call_kernel(self._function, FOLD, arrays, width=width, **strides)
+
+
 def segmentation_onnx(tensors: Tensors) -> bytes:
-    """The rest: responses (batch, 160, 5325), scale (batch, 1, 1), shift (batch, 80, 1) to the log-probabilities of the
-    classes, (batch, 589, 7)."""
+    """The rest: folded responses (batch, 80, 5325) to the log-probabilities of the classes, (batch, 589, 7)."""
     net = OnnxWriter()
-    largest, smallest = (
-        net.apply("Slice", "responses", *(net.weight(np.array([value], np.int64)) for value in (first, end, 1)))
-        for first, end in ((0, FILTERS), (FILTERS, 2 * FILTERS))
-    )
-    above = net.apply("Add", net.apply("Mul", largest, "scale"), "shift")
-    below = net.apply("Sub", net.apply("Mul", smallest, "scale"), "shift")
-    x = _normalize(net, net.apply("Max", above, below), tensors, 0)
+    x = _normalize(net, "folded", tensors, 0)
     for number in (1, 2):
         weight, bias = (tensors[f"sincnet.conv1d.{number}.{part}"] for part in ("weight", "bias"))
         x = net.apply("Conv", x, net.weight(weight), net.weight(bias))
@@ -128,11 +170,7 @@ def segmentation_onnx(tensors: Tensors) -> bytes:
         x = net.apply("LeakyRelu", _linear(net, x, tensors, f"linear.{number}"), alpha=LEAK)
     x = net.apply("LogSoftmax", _linear(net, x, tensors, "classifier"), axis=-1)
     x = net.apply("Transpose", x, perm=[1, 0, 2])
-    inputs: dict[str, list[int | str]] = {
-        "responses": ["batch", 2 * FILTERS, WINDOW_STEPS],
-        "scale": ["batch", 1, 1],
-        "shift": ["batch", FILTERS, 1],
-    }
+    inputs = {"folded": ["batch", FILTERS, WINDOW_STEPS]}
     return net.finish("pyannote-segmentation-3.0", inputs, x, ["batch", FRAMES, len(CLASSES)])
 
 
