@@ -41,12 +41,11 @@ class Batch:
         return 1.0 if adapter is None or not len(self.scales) else float(self.scales[adapter])
 
 
-class Executor(Protocol):
+class StepExecutor(Protocol):
     """Runs a graph on one kind of machine, together with the cache that the graph needs."""
 
     graph: Graph
     max_rows: int
-    max_outputs: int
     block_bytes: int
 
     def reserve(self, blocks: int) -> None:
@@ -54,6 +53,21 @@ class Executor(Protocol):
 
     def step(self, batch: Batch) -> Float32Array:
         """Run all operations; returns logits (outputs, vocabulary), valid until the next step."""
+
+    def copy_block(self, source: int, destination: int) -> None:
+        """Copy one cache block, all layers."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held: weights, cache (reserved), buffers."""
+
+    def close(self) -> None:
+        """Give all memory and threads back."""
+
+
+class Executor(StepExecutor, Protocol):
+    """Runs a language model, and can work on its logits part by part, where all of them would not fit."""
+
+    max_outputs: int
 
     def begin(self, batch: Batch) -> None:
         """Run all operations but those on the rows of ``batch.outputs``, which the following three do for some of them
@@ -68,17 +82,8 @@ class Executor(Protocol):
     def compare(self, rows: Int32Array, targets: Int32Array, base: Float32Array) -> RowDivergence:
         """The same, and the divergence from what another model computed for these rows."""
 
-    def copy_block(self, source: int, destination: int) -> None:
-        """Copy one cache block, all layers."""
 
-    def memory(self) -> dict[str, int]:
-        """Bytes held: weights, cache (reserved), buffers."""
-
-    def close(self) -> None:
-        """Give all memory and threads back."""
-
-
-class SpeechExecutor(Executor, Protocol):
+class SpeechExecutor(StepExecutor, Protocol):
     """Runs the decoder of a speech model, like any executor, and the encoder before it."""
 
     sources: int

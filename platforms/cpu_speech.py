@@ -20,6 +20,7 @@ from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import kernel_names
 from edgellm.platforms.cpu_speech_plan import DecoderPlanner, EncoderPlanner, source_blocks
 from edgellm.platforms.cpu_tiles import Int8Tiles
+from edgellm.platforms.cpu_weights import read_vectors
 from edgellm.platforms.cpu_whole import WholeLayout, WholeMemory, supports
 from edgellm.platforms.mel import KERNELS as MEL_KERNELS
 from edgellm.platforms.mel import MelPlan
@@ -91,7 +92,7 @@ class CPUSpeechExecutor(CPUExecutor):
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
         DecoderPlanner.source_memory = self._source_memory
         super()._plan(matrices, cache_type)
-        vectors = self._read_vectors()
+        vectors = read_vectors(self._whole_graph(), self._weights)
         for operation in self.encoder_graph.operations:
             if isinstance(operation, Embedding):
                 vectors[operation.weight] = self._weights.float32(operation.weight)
