@@ -33,20 +33,20 @@ def _low(codes: Bytes) -> Bytes:
 
 
 def _q6_k(blocks: Bytes, codes: Bytes) -> None:
-    blocks[:, :128], blocks[:, 128:192] = packed(_low(codes), 64, 4), packed(codes >> 4, 32, 2)
+    blocks[:, :128], blocks[:, 128:192] = packed(_low(codes), 64, 4), packed(codes >> np.uint8(4), 32, 2)
 
 
 def _q5_k(blocks: Bytes, codes: Bytes) -> None:
-    blocks[:, 16:48], blocks[:, 48:] = packed(codes >> 4, 32, 1), packed(_low(codes), 32, 4)
+    blocks[:, 16:48], blocks[:, 48:] = packed(codes >> np.uint8(4), 32, 1), packed(_low(codes), 32, 4)
 
 
 def _q3_k(blocks: Bytes, codes: Bytes) -> None:
-    blocks[:, :32], blocks[:, 32:96] = packed(codes >> 2, 32, 1), packed(codes & 3, 32, 2)
+    blocks[:, :32], blocks[:, 32:96] = packed(codes >> np.uint8(2), 32, 1), packed(codes & np.uint8(3), 32, 2)
 
 
 def _q5(start: int) -> Callable[[Bytes, Bytes], None]:
     def put(blocks: Bytes, codes: Bytes) -> None:
-        blocks[:, start : start + 4], blocks[:, start + 4 :] = _bits(codes >> 4), packed(_low(codes), 16, 4)
+        blocks[:, start : start + 4], blocks[:, start + 4 :] = _bits(codes >> np.uint8(4)), packed(_low(codes), 16, 4)
 
     return put
 

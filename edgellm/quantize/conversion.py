@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,8 @@ from edgellm.gguf import GGUFFile, TensorInfo, TensorType, decode, open_gguf
 from edgellm.platforms.features import available_cores
 from edgellm.quantize.codes import KINDS
 from edgellm.quantize.gptq import Calibration, Compensation, calibrate, compensation, quantize_rows
-from edgellm.quantize.imatrix import collect, is_matrix, read
-from edgellm.quantize.mixtures import FLOAT_TYPES, find_mixture, is_quantized
+from edgellm.quantize.imatrix import ImportanceMatrix, collect, is_matrix, read
+from edgellm.quantize.mixtures import FLOAT_TYPES, find_mixture
 from edgellm.quantize.plan import Plan, PlannedTensor, make_plan
 from edgellm.quantize.rows import Bytes, Float32, RowQuantizer, ValueRangeError
 from edgellm.quantize.settings import QuantizeSettings
@@ -97,7 +98,9 @@ def quantize(
         plan = make_plan(file, Path(output), settings, guide.keys)
         if not dry_run:
             refuse_existing(plan.paths, settings.force)  # before the model is run over a text
-            _write(file, plan, guide.complete(file, settings, progress), settings, progress)
+            guide = guide.complete(file, settings, progress)
+            plan = make_plan(file, Path(output), settings, guide.keys)
+            _write(file, plan, guide, settings, progress)
         return _result(file, plan, settings, 0.0 if dry_run else time.monotonic() - began)
 
 
@@ -116,35 +119,44 @@ class _Guide:
     calibration: Calibration | None = None
 
     def complete(self, file: GGUFFile, settings: QuantizeSettings, progress: Progress | None) -> _Guide:
-        """With what takes running the model."""
-        importance, calibration = self.importance, None
+        """With what takes running the model; the keys stay as long as they are."""
+        keys, importance, calibration = self.keys, self.importance, None
         if settings.importance is not None and not importance:
             made = collect(file.path, settings.importance, chunks=settings.chunks, progress=progress)
-            importance = made.importance()
+            keys, importance = _importance_keys(settings.importance, made), made.importance()
         if settings.gptq is not None:
             calibration = calibrate(file, settings.gptq, settings.chunks, progress)
-        return _Guide(self.keys, importance, calibration)
+            keys = {**keys, **_gptq_keys(settings.gptq)}
+        return _Guide(keys, importance, calibration)
 
 
 def _guide(file: GGUFFile, settings: QuantizeSettings) -> _Guide:
-    """What is known without running the model."""
-    keys: dict[str, str | int] = {}
+    """What is known without running the model; of a text, the keys have their lengths."""
+    keys: Mapping[str, str | int] = {}
     importance: Importance = {}
     if settings.importance is not None:
-        dataset, entries, chunks = settings.importance, 0, settings.chunks
+        matrix = ImportanceMatrix({}, (settings.importance,), 0, 0)
         if is_matrix(settings.importance):
             matrix = read(settings.importance)
             importance = matrix.importance()
-            entries, chunks = len(matrix.entries), matrix.chunk_count
-            dataset = matrix.datasets[-1] if matrix.datasets else ""
-        else:
-            entries = sum(name.startswith("blk.") and is_quantized(info) for name, info in file.tensors.items())
-        prefix = "quantize.imatrix"
-        keys = {f"{prefix}.file": settings.importance, f"{prefix}.dataset": dataset}
-        keys |= {f"{prefix}.entries_count": entries, f"{prefix}.chunks_count": chunks}
+        keys = _importance_keys(settings.importance, matrix)
     if settings.gptq is not None:
-        keys["quantize.gptq.dataset"] = settings.gptq
+        keys = {**keys, **_gptq_keys(settings.gptq)}
     return _Guide(keys, importance)
+
+
+def _importance_keys(name: str, matrix: ImportanceMatrix) -> dict[str, str | int]:
+    """What llama.cpp's quantizer writes of an importance matrix."""
+    return {
+        "quantize.imatrix.file": name,
+        "quantize.imatrix.dataset": matrix.datasets[-1] if matrix.datasets else "",
+        "quantize.imatrix.entries_count": len(matrix.entries),
+        "quantize.imatrix.chunks_count": matrix.chunk_count,
+    }
+
+
+def _gptq_keys(name: str) -> dict[str, str | int]:
+    return {"quantize.gptq.dataset": name}
 
 
 def _result(file: GGUFFile, plan: Plan, settings: QuantizeSettings, seconds: float) -> Quantized:
@@ -180,7 +192,7 @@ def _write(file: GGUFFile, plan: Plan, guide: _Guide, settings: QuantizeSettings
                     header = b"".join(shard.header())
                     out.write(header + bytes(shard.data_offset - len(header)))
                     for tensor in shard.tensors:
-                        stream.write(tensor.name, out.write)
+                        stream.write(tensor.name, out)
                         for piece in zeros(padded(tensor.size_bytes, shard.alignment) - tensor.size_bytes):
                             out.write(piece)
                     out.flush()
@@ -235,13 +247,13 @@ class _Stream:
         self._pool = ThreadPoolExecutor(threads, "edgellm-quantize")
         self._ahead: deque[Future[Bytes]] = deque()
 
-    def write(self, name: str, write: Callable[[Bytes], object]) -> None:
+    def write(self, name: str, out: IO[bytes]) -> None:
         """Write the bytes of a tensor."""
         for _ in self._pieces[name]:
             while len(self._ahead) < 2 * self._threads and (work := next(self._work, None)) is not None:
                 self._ahead.append(self._pool.submit(self._made, work))
             data = self._ahead.popleft().result()
-            write(data)
+            out.write(data.data)
             self._written += data.nbytes
             if self._progress is not None:
                 self._progress("quantize", self._written, self._total)

@@ -132,28 +132,22 @@ def quantize_rows(weights: Float32, kind: TensorType, known: Compensation, quant
     size = kind.block_size
     out = np.empty((rows, columns // size, kind.block_bytes), np.uint8)
     table = levels(kind)
-    middles = (table[1:] + table[:-1]) / 2
+    middles = (table[1:] + table[:-1]) * np.float32(0.5)
     for block in range(columns // size):
         begin, end = block * size, (block + 1) * size
         part = np.ascontiguousarray(work[:, begin:end])
         blocks = quantizer.quantize(part.view(np.uint8), TensorType.F32, kind, known.importance[begin:end])
-        scale, minimum = scales_and_minima(blocks, kind)
-        codes = np.empty((rows, size), np.uint8)
+        # Transposed: what is done to a column is then done to numbers that lie side by side.
+        scale, minimum = (np.ascontiguousarray(array.T) for array in scales_and_minima(blocks, kind))
+        part = np.ascontiguousarray(part.T)
+        codes = np.empty((size, rows), np.uint8)
         for start in range(0, size, _STEP):
-            columns_now = slice(start, start + _STEP)
-            errors = _round(
-                part[:, columns_now],
-                codes[:, columns_now],
-                scale[:, columns_now],
-                minimum[:, columns_now],
-                known.spread[begin + start : begin + start + _STEP, begin + start : begin + start + _STEP],
-                (table, middles),
-            )
-            rest = known.spread[begin + start : begin + start + _STEP, begin + start + _STEP :]
-            change = errors @ rest
-            part[:, start + _STEP :] -= change[:, : size - start - _STEP]
-            work[:, end:] -= change[:, size - start - _STEP :]
-        put_codes(blocks, kind, codes)
+            now, place = slice(start, start + _STEP), slice(begin + start, begin + start + _STEP)
+            spread = known.spread[place, begin + start :]
+            errors = _round(part[now], codes[now], scale[now], minimum[now], spread, (table, middles))
+            part[start + _STEP :] -= spread[:, _STEP : size - start].T @ errors
+            work[:, end:] -= errors.T @ spread[:, size - start :]
+        put_codes(blocks, kind, np.ascontiguousarray(codes.T))
         out[:, block] = blocks
     return out.reshape(rows, -1)
 
@@ -166,19 +160,27 @@ def _round(
     spread: Float32,
     table_and_middles: tuple[Float32, Float32],
 ) -> Float32:
-    """Round some columns one after the other, each error spread over the later ones; returns the errors, divided by
-    the diagonal of ``spread``. ``part`` and ``codes`` are changed."""
+    """Round some columns one after the other, each error spread over the later ones.
+
+    Args:
+        part: (columns, rows), the weights, transposed; changed.
+        codes: (columns, rows), get the codes.
+        scale, minimum: (columns, rows), what codes stand for.
+        spread: (columns, columns and more), how errors are spread.
+        table_and_middles: of all codes what they stand for, and the middles between.
+
+    Returns:
+        (columns, rows): the errors, divided by the diagonal of ``spread``.
+    """
     table, middles = table_and_middles
     errors = np.empty_like(part)
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(scale != 0, 1 / scale, 0)
-    for column in range(part.shape[1]):
-        value = part[:, column]
-        scaled = (value - minimum[:, column]) * inverse[:, column]
-        chosen = np.searchsorted(middles, scaled)
-        codes[:, column] = chosen
-        rounded = scale[:, column] * table[chosen] + minimum[:, column]
-        error = (value - rounded) / spread[column, column]
-        part[:, column + 1 :] -= error[:, None] * spread[column, column + 1 :]
-        errors[:, column] = error
+    for column in range(len(part)):
+        value = part[column]
+        chosen = np.searchsorted(middles, (value - minimum[column]) * inverse[column])
+        codes[column] = chosen
+        rounded = scale[column] * table[chosen] + minimum[column]
+        errors[column] = (value - rounded) / spread[column, column]
+        part[column + 1 :] -= spread[column, column + 1 : len(part), None] * errors[column]
     return errors

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from edgellm.errors import InvalidSettingError
 from edgellm.gguf import GGUFFile, TensorInfo, TensorType
 
@@ -151,9 +153,9 @@ def describe(file: GGUFFile, has_importance: bool) -> Model:
 
 def _count(file: GGUFFile, key: str) -> int:
     """A count, or that of the first layer where each has its own; 0 where there is none."""
-    value = file.metadata.get(key, 0)
-    if hasattr(value, "tolist"):
-        numbers = value.tolist()
+    value: object = file.metadata.get(key, 0)
+    if isinstance(value, np.ndarray):
+        numbers: list[object] = value.tolist()
         value = numbers[0] if numbers else 0
     return value if isinstance(value, int) and value > 0 else 0
 

@@ -159,6 +159,17 @@ def test_the_command(tiny_model: Make, tmp_path: Path) -> None:
         assert message in failed.output
 
 
+def test_a_warm_run_does_not_load_the_compiler(tiny_model: Make, tmp_path: Path) -> None:
+    model = tiny_model()
+    quantize(model, tmp_path / "warm.gguf", QuantizeSettings("Q4_0"))
+    program = (
+        "import sys; from edgellm.quantize import *; "
+        f"quantize({str(model)!r}, {str(tmp_path / 'made.gguf')!r}, QuantizeSettings('Q4_0')); "
+        "sys.exit('numba' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 # -- interrupted at any moment -----------------------------------------------------------------------------------
 
 

@@ -86,7 +86,10 @@ def test_of_a_model(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the hello world of the thing and others " * 200)
     plain = quantize(model, tmp_path / "plain.gguf", QuantizeSettings("Q3_K_S"))
-    made = quantize(model, tmp_path / "gptq.gguf", QuantizeSettings("Q3_K_S", gptq=str(text), chunks=2))
+    settings = QuantizeSettings("Q3_K_S", gptq=str(text), chunks=2)
+    planned = quantize(model, tmp_path / "gptq.gguf", settings, dry_run=True)
+    made = quantize(model, tmp_path / "gptq.gguf", settings)
+    assert (tmp_path / "gptq.gguf").stat().st_size == planned.size_bytes
     assert [tensor.type for tensor in plain.tensors] == [tensor.type for tensor in made.tensors]
     with open_gguf(tmp_path / "plain.gguf") as first, open_gguf(tmp_path / "gptq.gguf") as second:
         assert second.metadata["quantize.gptq.dataset"] == str(text)

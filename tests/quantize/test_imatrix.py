@@ -194,7 +194,10 @@ def test_a_text_is_as_good_as_the_matrix_made_of_it(
     text.write_text(TEXT * 20)
     make_file(tmp_path / "m.gguf", model, text, chunks=2)
     paths = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
-    quantize(model, paths[0], QuantizeSettings("Q4_0", importance=str(text), chunks=2))
+    of_text = QuantizeSettings("Q4_0", importance=str(text), chunks=2)
+    planned = quantize(model, paths[0], of_text, dry_run=True)
+    quantize(model, paths[0], of_text)
+    assert paths[0].stat().st_size == planned.size_bytes
     quantize(model, paths[1], QuantizeSettings("Q4_0", importance=str(tmp_path / "m.gguf")))
     with open_gguf(paths[0]) as first, open_gguf(paths[1]) as second:
         for name in first.tensors:
