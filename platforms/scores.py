@@ -62,8 +62,8 @@ def compare_rows(logits: Float32Array, targets: Int32Array, base: Float32Array) 
 def _log_softmax(logits: Float32Array) -> Float64Array:
     wide = logits.astype(np.float64)
     shifted: Float64Array = wide - wide.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
+    logprobs: Float64Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logprobs
 
 
 class CompiledScores:

@@ -24,7 +24,7 @@ TEXT_LIMIT = 1 << 30
 def evaluation_options(function: Function) -> Function:
     """Add --threads, --cache-type, --backend, --offline and --json."""
     collect = collect_into("model")
-    hidden: dict[str, Any] = {"expose_value": False, "callback": collect}
+    hidden: Any = {"expose_value": False, "callback": collect}
     options = (
         click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with.", **hidden),
         click.option(
