@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.errors import CorruptFileError, UnsupportedModelError
-from edgellm.graph import Attention, CacheLayer, CrossAttention, Graph, Input, StoreSource, Unfold, Value
-from edgellm.models.blocks import GraphBuilder
+from edgellm.graph import CacheLayer, Graph, Value
+from edgellm.models.speech_blocks import SpeechBuilder
 
 if TYPE_CHECKING:
     from edgellm.gguf import GGUFFile
 
 MOST_SOURCE_ROWS = 1 << 14
-_TAPS = 3
 
 
 @dataclass(frozen=True)
@@ -36,67 +35,6 @@ class WhisperGraphs:
     alignment_heads: tuple[tuple[int, int], ...]
 
 
-class _Builder(GraphBuilder):
-    """Operations of encoder-decoder models."""
-
-    def input(self, width: int) -> Value:
-        """Rows that the step is given."""
-        out = self._value("input", width)
-        self._operations.append(Input(out))
-        return out
-
-    def convolution(self, x: Value, weight: str, width: int, stride: int) -> Value:
-        """A convolution of three rows and GELU."""
-        out = self._value(f"{x.name}.unfolded", _TAPS * x.width)
-        self._operations.append(Unfold(out, x, _TAPS, stride))
-        return self.activation("gelu", self.linear(out, weight, width))
-
-    def whole_attention(self, q: Value, k: Value, v: Value, layer: int) -> Value:
-        """Attention in which every row sees all rows."""
-        out = self.attention(q, k, v, layer)
-        causal = self._operations[-1]
-        assert isinstance(causal, Attention)
-        self._operations[-1] = replace(causal, causal=False)
-        return out
-
-    def store_source(self, k: Value, v: Value, layer: int) -> None:
-        """Keep keys and values for the decoder."""
-        self._operations.append(StoreSource(self._value(f"source.{layer}", k.width), k, v, layer))
-
-    def cross_attention(self, x: Value, layer: int) -> Value:
-        """Attention to the encoder's rows from projection to projection."""
-        block, heads = f"blk.{layer}", self.heads[layer]
-        q = self.linear(x, f"{block}.cross_attn_q", self.width)
-        out = self._value(f"{block}.cross_attention", q.width)
-        self._operations.append(CrossAttention(out, q, layer, heads, (q.width // heads) ** -0.5))
-        return self.linear(out, f"{block}.cross_attn_output", self.width)
-
-    def plain_block(self, x: Value, prefix: str, layer: int, causal: bool) -> Value:
-        """Pre-norm self-attention and its residual."""
-        normed = self.norm(x, f"{prefix}.attn_norm", kind="layer")
-        q, k, v = (self.linear(normed, f"{prefix}.attn_{part}", self.width) for part in "qkv")
-        seen = self.attention(q, k, v, layer) if causal else self.whole_attention(q, k, v, layer)
-        return self.add(x, self.linear(seen, f"{prefix}.attn_output", self.width))
-
-    def plain_feed_forward(self, x: Value, prefix: str) -> Value:
-        """Pre-norm feed-forward without gate and its residual."""
-        width = self.parameters.integer("feed_forward_length")
-        hidden = self.linear(self.norm(x, f"{prefix}.ffn_norm", kind="layer"), f"{prefix}.ffn_up", width)
-        return self.add(x, self.linear(self.activation("gelu", hidden), f"{prefix}.ffn_down", self.width))
-
-    def used(self) -> set[str]:
-        """Names of all tensors that operations name."""
-        return self._used_tensors
-
-    def graph(self, result: Value, source: tuple[CacheLayer, ...], source_length: int) -> Graph:
-        """What was written down."""
-        cache = tuple(self._cache[layer] for layer in range(self.layers))
-        return Graph(
-            self.architecture, tuple(self._operations), cache, result, self.context_length, self.width, source,
-            source_length,
-        )  # fmt: skip
-
-
 def build_whisper(file: GGUFFile) -> WhisperGraphs:
     """Describe the model in ``file``; every weight that the graphs name exists and has the right shape.
 
@@ -109,7 +47,7 @@ def build_whisper(file: GGUFFile) -> WhisperGraphs:
         raise UnsupportedModelError(
             f"{file.path.name} is not a speech model: its architecture is {str(name)[:40]!r}", "try tiny.en"
         )
-    encoder, decoder = _Builder(file, "whisper.encoder"), _Builder(file, "whisper")
+    encoder, decoder = SpeechBuilder(file, "whisper.encoder"), SpeechBuilder(file, "whisper")
     for builder, which in ((encoder, "encoder"), (decoder, "decoder")):
         if builder.width % builder.heads[0]:
             raise CorruptFileError(f"the {which}'s width {builder.width} is not a multiple of its heads")
@@ -132,7 +70,7 @@ def build_whisper(file: GGUFFile) -> WhisperGraphs:
     )
 
 
-def _describe_encoder(model: _Builder, decoder: _Builder, bins: int) -> Value:
+def _describe_encoder(model: SpeechBuilder, decoder: SpeechBuilder, bins: int) -> Value:
     """Two convolutions, the second of every other row; blocks; and each decoder layer's keys and values."""
     x = model.convolution(model.input(bins), "enc.conv1", model.width, 1)
     x = model.convolution(x, "enc.conv2", model.width, 2)
@@ -147,7 +85,7 @@ def _describe_encoder(model: _Builder, decoder: _Builder, bins: int) -> Value:
     return encoded
 
 
-def _describe_decoder(model: _Builder) -> Value:
+def _describe_decoder(model: SpeechBuilder) -> Value:
     x = model.add(model.embedding(), model.position_embedding())
     for layer in range(model.layers):
         block = f"blk.{layer}"

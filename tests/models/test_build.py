@@ -337,9 +337,9 @@ def test_known_architectures() -> None:
 
 
 def test_an_architecture_is_one_short_file() -> None:
-    blocks = {"__init__", "registry", "parameters", "builder", "blocks", "rope"}
+    blocks = {"__init__", "registry", "parameters", "builder", "blocks", "rope", "speech_blocks"}
     for path in Path(registry.__file__).parent.glob("*.py"):
-        most = 120 if path.stem == "deepseek2" else 60  # latent attention is its own alone
+        most = 120 if path.stem in ("deepseek2", "whisper") else 60  # latent attention; an encoder and a decoder
         assert path.stem in blocks or len(path.read_text().splitlines()) < most, path.stem
 
 
