@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,8 +79,7 @@ def transcribe_command(
                 notice(f"{path}:")
             try:
                 transcript = teller.transcript(
-                    path,
-                    lambda sound, path=path: _transcribe(transcriber, path, sound, settings, timestamps, told),
+                    path, partial(_transcribe, transcriber, path, settings, timestamps, told)
                 )
                 if wishes.any and not quiet:
                     for segment in transcript.segments:
@@ -135,10 +135,10 @@ def write_all(transcript: Transcript, targets: dict[str, Path], shape: LineShape
 def _transcribe(
     transcriber: Transcriber,
     path: Path,
-    sound: AudioSource,
     settings: TranscriptionSettings,
     timestamps: bool,
     quiet: bool,
+    sound: AudioSource,
 ) -> Transcript:
     """One file; its text is shown as it comes, and how fast it was afterwards."""
     began = time.monotonic()

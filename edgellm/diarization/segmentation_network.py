@@ -116,7 +116,8 @@ def fold(responses: NDArray[np.float32], scale: np.float32, shifts: NDArray[np.f
         scale, shifts: of `WindowNormalization.scale_and_shift`.
     """
     largest, smallest = responses[:FILTERS], responses[FILTERS:]
-    return np.maximum(scale * largest + shifts[:, None], scale * smallest - shifts[:, None])
+    folded = np.maximum(scale * largest + shifts[:, None], scale * smallest - shifts[:, None])
+    return np.asarray(folded, np.float32)
 
 
 class Fold:
@@ -143,7 +144,7 @@ class Fold:
             raise ValueError(f"responses {responses.shape} and shifts {shifts.shape} for {output.shape}")
         if any(array.strides[-1] != 4 or array.dtype != np.float32 for array in (responses, shifts, output)):
             raise ValueError("values of a row must be float32 side by side")
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "rows": np.array([rows], np.int64),
             "a": responses,
             "b": responses[rows:],
@@ -170,7 +171,7 @@ def segmentation_onnx(tensors: Tensors) -> bytes:
         x = net.apply("LeakyRelu", _linear(net, x, tensors, f"linear.{number}"), alpha=LEAK)
     x = net.apply("LogSoftmax", _linear(net, x, tensors, "classifier"), axis=-1)
     x = net.apply("Transpose", x, perm=[1, 0, 2])
-    inputs = {"folded": ["batch", FILTERS, WINDOW_STEPS]}
+    inputs: dict[str, list[int | str]] = {"folded": ["batch", FILTERS, WINDOW_STEPS]}
     return net.finish("pyannote-segmentation-3.0", inputs, x, ["batch", FRAMES, len(CLASSES)])
 
 
