@@ -78,8 +78,9 @@ def transcribe_command(
             if len(files) > 1 and not quiet:
                 notice(f"{path}:")
             try:
-                transcribe = partial(_transcribe, transcriber, path, settings, timestamps, told)
-                transcript = teller.transcript(path, transcribe)
+                transcript = teller.transcript(
+                    path, partial(_transcribe, transcriber, path, settings, timestamps, told)
+                )
                 if wishes.any and not quiet:
                     for segment in transcript.segments:
                         click.echo(shown(segment, timestamps))

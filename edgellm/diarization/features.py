@@ -69,8 +69,7 @@ def fbank(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     frames = (frames - PREEMPHASIS * before) * povey_window()
     power = np.abs(np.fft.rfft(frames, FFT, axis=1)) ** 2
     energies = power @ mel_filters().T.astype(np.float64)
-    logarithms: NDArray[np.float32] = np.log(np.maximum(energies, FLOOR)).astype(np.float32)
-    return logarithms
+    return np.asarray(np.log(np.maximum(energies, FLOOR)), np.float32)
 
 
 class Fbank:

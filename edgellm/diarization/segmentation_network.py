@@ -116,8 +116,8 @@ def fold(responses: NDArray[np.float32], scale: np.float32, shifts: NDArray[np.f
         scale, shifts: of `WindowNormalization.scale_and_shift`.
     """
     largest, smallest = responses[:FILTERS], responses[FILTERS:]
-    folded: NDArray[np.float32] = np.maximum(scale * largest + shifts[:, None], scale * smallest - shifts[:, None])
-    return folded
+    folded = np.maximum(scale * largest + shifts[:, None], scale * smallest - shifts[:, None])
+    return np.asarray(folded, np.float32)
 
 
 class Fold:
