@@ -27,6 +27,7 @@ Backend = Literal["cpu", "reference"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage ("download", "convert", "kernels", "weights"), how much of it is done and how much there is."""
 
+SAMPLES_PER_FRAME = 160
 SAMPLES_PER_ROW = 320
 """Samples of sound for each row of the encoder."""
 _EXACT = frozenset({"F32", "F64"})
@@ -119,8 +120,13 @@ class WhisperModel:
         return Decoder(self._executor, self.tokens, settings, self._blocks)
 
     def spectrogram(self, samples: Float32Array) -> Float32Array:
-        """Log-mel frames (3000, mel_bins) of up to 30 s of sound at 16 kHz; valid until the next call."""
-        return self._executor.spectrogram(samples)
+        """Log-mel frames (3000, mel_bins) of up to 30 s of sound at 16 kHz; valid until the next call.
+
+        Frames beyond the sound are 0, as in openai-whisper (``pad_or_trim`` of the spectrogram), not those of silence.
+        """
+        frames = self._executor.spectrogram(samples)
+        frames[len(samples) // SAMPLES_PER_FRAME :] = 0
+        return frames
 
     def encode(self, frames: Float32Array, window: int) -> None:
         """Run the encoder, and keep the decoder's keys and values of it as number ``window``."""
