@@ -2,8 +2,8 @@
 
 Variants: ``tokens`` writes four numbers for each row: its largest logit, the sum of ``exp(logit - largest)``, the
 logit of the row's target, and the number of the largest (the first of equals). ``divergence`` writes four for the
-base's row, four for the row itself, and the sum of ``exp(base - largest base) * (base - logit)``, from which the
-divergence of Kullback and Leibler follows.
+base's row, four for the row itself, and the sum of ``exp(a) * (a - b)``, where a are the base's logits and b the
+row's, less the largest of each: from it the divergence of Kullback and Leibler follows.
 
 Sums are kept in float32 for ``SPAN`` columns at most and then added up in float64. Where a logit is not a number,
 the sum is none either.
@@ -84,20 +84,21 @@ def _sum(row, width, peak):
 
 
 @helper
-def _mixed_sum(base, row, width, peak):
-    """Sum of exp(a - peak) * (a - b) over base a and row b."""
+def _mixed_sum(base, row, width, base_peak, row_peak):
+    """Sum of exp(a) * (a - b) over base a and row b, less their peaks: where it counts both are small then."""
     total = 0.0
     for start in range(0, width, SPAN):
         end = min(width, start + SPAN)
         column, lanes = start, splat_float(0.0)
         while column + 16 <= end:
-            value = load_floats(base + 4 * column)
-            lanes = lanes + exponential(value - splat_float(peak)) * (value - load_floats(row + 4 * column))
+            value = load_floats(base + 4 * column) - splat_float(base_peak)
+            other = load_floats(row + 4 * column) - splat_float(row_peak)
+            lanes = lanes + exponential(value) * (value - other)
             column += 16
         total += sum_lanes(lanes)
         while column < end:
-            single = float_at(base + 4 * column)
-            total += _exponential_of(single - peak) * (single - float_at(row + 4 * column))
+            single = float_at(base + 4 * column) - base_peak
+            total += _exponential_of(single) * (single - (float_at(row + 4 * column) - row_peak))
             column += 1
     return total
 
@@ -132,9 +133,9 @@ def _divergence(record, thread, threads):
         row = get(record, F.logits) + number * get(record, F.logits_stride)
         target = int32_at(get(record, F.targets) + 4 * number)
         output = get(record, F.output) + number * get(record, F.output_stride)
-        peak = _write(base, width, target, output)
-        _write(row, width, target, output + 16)
-        set_float(output + 32, _mixed_sum(base, row, width, peak))
+        base_peak = _write(base, width, target, output)
+        row_peak = _write(row, width, target, output + 16)
+        set_float(output + 32, _mixed_sum(base, row, width, base_peak, row_peak))
 
 
 _KERNELS = {"tokens": _tokens, "divergence": _divergence}

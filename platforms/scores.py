@@ -88,10 +88,10 @@ class CompiledScores:
     def compare(self, logits: Float32Array, targets: Int32Array, base: Float32Array) -> RowDivergence:
         """The same, with the base's logits for the same rows."""
         output = self._call("scores.divergence", logits, targets, base)
-        # sum p (a - b) - log sum e^a + log sum e^b; both peaks and sums cancel exactly where the rows are equal
+        # sum p (a - b) - log sum e^a + log sum e^b, of logits less their peaks; 0 where the rows are equal
         wide = output.astype(np.float64)
-        totals = (wide[:, 0] - wide[:, 4]) + (np.log(wide[:, 1]) - np.log(wide[:, 5]))
-        return RowDivergence(_scores(output), _scores(output[:, 4:]), wide[:, 8] / wide[:, 1] - totals)
+        divergence = wide[:, 8] / wide[:, 1] - (np.log(wide[:, 1]) - np.log(wide[:, 5]))
+        return RowDivergence(_scores(output), _scores(output[:, 4:]), divergence)
 
     def _call(self, kernel: str, logits: Float32Array, targets: Int32Array, base: Float32Array | None) -> Float32Array:
         rows, width = logits.shape

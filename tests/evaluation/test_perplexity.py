@@ -168,3 +168,20 @@ def test_errors_are_one_line(tiny_model: Callable[..., Path], tmp_path: Path) ->
     text.write_text("hello")
     done = CliRunner().invoke(edgellm, ["kl", *2 * [str(tiny_model())], str(text), "--context", "48"])
     assert (done.exit_code, "one window takes 48" in done.stderr) == (1, True)
+
+
+def test_fewer_bits_lose_more(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Rows of 256 weights, so that every type is used as it is; float weights, as those of a model that was quantized
+    before may lie just where some type of few bits has its levels."""
+    from edgellm.quantize import QuantizeSettings, quantize
+
+    original = tiny_model(width=256, head_dim=64, feed_forward=512, layers=4, context_length=128, tied=False)
+    found = []
+    with LLM.load(original, context=128) as base:
+        for kind in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"):
+            path = tmp_path / f"{kind}.gguf"
+            quantize(original, path, QuantizeSettings(kind))
+            with LLM.load(path, context=128) as llm:
+                found.append(measure_divergence(base, llm, TEXT, WindowSettings(128, 6)).mean)
+    assert found[0] > 0
+    assert found == sorted(found)
