@@ -39,7 +39,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     "--gptq",
     metavar="TEXT",
     type=click.Path(),
-    help="Compensate rounding errors by what the model computes on this text: better and slower.",
+    help="Compensate rounding errors by what the model computes on this text (GPTQ): better than plain rounding, slow.",
 )
 @click.option(
     "--chunks",
