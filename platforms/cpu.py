@@ -19,11 +19,11 @@ from edgellm.locks import ForkAwareLock
 from edgellm.memory import release_code
 from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
-from edgellm.platforms.cpu_amx import AMXTiles, tile_kernels
+from edgellm.platforms.cpu_amx import tile_kernels
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
-from edgellm.platforms.cpu_tiles import Int8Tiles, int8_tile_kernels
+from edgellm.platforms.cpu_tiles import Int8Tiles, int8_tile_kernels, tiles_for
 from edgellm.platforms.cpu_weights import WeightLoader, read_vectors
 from edgellm.platforms.features import physical_cores
 from edgellm.platforms.idle_cores import IdleCores
@@ -101,8 +101,7 @@ class CPUExecutor:
         formats = {name: matrix.format.name for name, matrix in loader.matrices.items()}
         names = self._kernel_names(formats, cache_type) | set(TEAM_KERNELS) | loader.kernels
         mode = amx_mode() if self.takes_amx else None
-        self._tiles: list[AMXTiles | Int8Tiles] = [AMXTiles(mode, self.threads)] if mode else []
-        self._tiles.append(Int8Tiles())
+        self._tiles = tiles_for(mode, self.threads)
         self._many_rows = max(tiles.fewest_rows for tiles in self._tiles)
         names |= int8_tile_kernels(names) | (tile_kernels(loader.matrices, mode) if mode else set())
         library = self._library = KernelLibrary(current_target(), kernels_folder(), self._progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from edgellm.graph import Linear
 from edgellm.kernels import records, tile_layout
 from edgellm.kernels.packing import FLOAT_FORMATS, PackedMatrix
+from edgellm.platforms.cpu_amx import AMXTiles
 from edgellm.platforms.cpu_parts import MANY_ROWS, MAX_ROWS, Buffer, BufferPool, Int64Array, Step, make_record
 
 assert MAX_ROWS % tile_layout.ROWS == 0, "buffers must hold whole tiles of rows"
@@ -19,6 +20,11 @@ def int8_tile_kernels(usual: set[str]) -> set[str]:
     products = {name for name in usual if name.startswith("matmul.")}
     inputs = {f"tile_input.int8{'_fine' if name.endswith('_fine') else ''}" for name in products}
     return inputs | {name.replace("matmul.", "matmul_tiles.") for name in products}
+
+
+def tiles_for(mode: str | None, threads: int) -> list[AMXTiles | Int8Tiles]:
+    """What makes the steps for many rows, the preferred first; ``mode``: of AMX, see `edgellm.platforms.amx`."""
+    return [*([AMXTiles(mode, threads)] if mode else []), Int8Tiles()]
 
 
 class Int8Tiles:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgellm.graph import Graph
+from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_plan import Planner
+from edgellm.platforms.cpu_tiles import tiles_for
 from edgellm.platforms.cpu_weights import planned_matrices, read_vectors
 from edgellm.weights import WeightStore
 
@@ -42,6 +44,7 @@ def footprint(graph: Graph, weights: WeightStore, types: Mapping[str, str], cach
     """
     matrices, size = planned_matrices(weights, graph, types)
     cache = CacheMemory(graph.cache, cache_type)
-    planner = Planner(graph, matrices, read_vectors(graph, weights), cache_type, cache, threads)
+    tiles = tiles_for(amx_mode(), threads)
+    planner = Planner(graph, matrices, read_vectors(graph, weights), cache_type, cache, threads, tiles)
     planner.plan()
     return Footprint(size, cache.block_bytes, planner.pool.total_bytes)
