@@ -90,7 +90,10 @@ class CPUSpeechExecutor(CPUExecutor):
         )
 
     def _plan(self, matrices: dict[str, PackedMatrix], cache_type: str) -> None:
-        DecoderPlanner.source_memory = self._source_memory
+        class OwnPlanner(DecoderPlanner):  # planners are made with what all of them need: this one has more
+            source_memory = self._source_memory
+
+        self.planner_type = OwnPlanner
         super()._plan(matrices, cache_type)
         vectors = read_vectors(self._whole_graph(), self._weights)
         for operation in self.encoder_graph.operations:
