@@ -32,8 +32,8 @@ from edgellm.kernels.simd import (
     to_floats,
 )
 
-# All in float32, so that these are bit for bit the scales of `edgellm.kernels.tile_input`.
-STEP, FINE_STEP = np.float32(1 / 127), np.float32(1 / 254)
+# Scales are computed in float64 and rounded once: `edgellm.kernels.tile_input` does the same, bit for bit.
+STEP, FINE_STEP = 0.007874015748031496, 0.003937007874015748  # 1 / 127 and 1 / 254
 NOT_FINITE = 0x7F800000  # the bits of infinity; those of any NaN are more
 
 
@@ -42,7 +42,7 @@ def _block(d, low, high):
     """Codes of a block, its scale, and the scaled sums of both halves: one sum over lanes, which hold both."""
     both = sum_int_lanes(low + (high << splat_int(16)))
     low_sum = ((both + 0x8000) & 0xFFFF) - 0x8000
-    return low, high, d, d * np.float32(low_sum), d * np.float32((both - low_sum) >> 16)
+    return low, high, d, d * low_sum, d * ((both - low_sum) >> 16)
 
 
 @helper
@@ -54,10 +54,10 @@ def quantize_values(low, high):
     # As integers the bits of magnitudes are in the order of the numbers, and what is not finite comes last.
     bits = max_int_lanes(float_bits(absolute(low)), float_bits(absolute(high)))
     peak = int_float(bits)
-    d = peak * STEP if bits < NOT_FINITE else np.float32(np.nan)
-    inverse = np.float32(127.0) / peak if peak > 1e-30 else np.float32(0.0)
+    d = peak * STEP if bits < NOT_FINITE else np.nan
+    inverse = 127.0 / peak if peak > 1e-30 else 0.0
     low_codes, high_codes = round_to_ints(low * splat_float(inverse)), round_to_ints(high * splat_float(inverse))
-    negative, finer = splat_float(0.0 - d), splat_float(np.float32(254.0) * inverse)
+    negative, finer = splat_float(0.0 - d), splat_float(254.0 * inverse)
     low_rest = round_to_ints(multiply_add(to_floats(low_codes), negative, low) * finer)
     high_rest = round_to_ints(multiply_add(to_floats(high_codes), negative, high) * finer)
     return _block(d, low_codes, high_codes), _block(d * FINE_STEP, low_rest, high_rest)

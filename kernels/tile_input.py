@@ -31,7 +31,13 @@ from edgellm.kernels.simd import (
 from edgellm.kernels.tile_layout import KIND, PIECE_BYTES, ROWS, SCALES
 
 VARIANTS = ("int8", "int8_fine")
-_i8, _i32, _i64, _f32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_DOUBLES_IR = ir.VectorType(ir.DoubleType(), LANES)
+
+
+def _doubles(value):
+    """The same float64 in all lanes."""
+    return constant_lanes(ir.DoubleType(), [value] * LANES)
 
 
 def fold(builder, vectors, combine):
@@ -64,17 +70,17 @@ def _larger(builder):
 
 
 def _scales_ir(builder, rows):
-    """Scale of each row and its inverse, from pairs of vectors."""
+    """Scale of each row and its inverse, in float64, from pairs of vectors."""
     magnitude, larger = ints_constant(0x7FFFFFFF), _larger(builder)
     bits = [[builder.and_(builder.bitcast(half, INTS_IR), magnitude) for half in row] for row in rows]
     # As integers the bits of magnitudes are in the order of the numbers, and what is not finite comes last.
     peak_bits = fold(builder, [larger(*row) for row in bits], larger)
-    peaks = builder.bitcast(peak_bits, FLOATS_IR)
+    peaks = builder.fpext(builder.bitcast(peak_bits, FLOATS_IR), _DOUBLES_IR)
     finite = builder.icmp_signed("<", peak_bits, ints_constant(NOT_FINITE))
-    nan, none = constant_lanes(_f32, [float("nan")] * LANES), constant_lanes(_f32, [0.0] * LANES)
-    d = builder.select(finite, builder.fmul(peaks, constant_lanes(_f32, [STEP] * LANES)), nan)
-    usable = builder.fcmp_ordered(">", peaks, constant_lanes(_f32, [1e-30] * LANES))
-    return d, builder.select(usable, builder.fdiv(constant_lanes(_f32, [127.0] * LANES), peaks), none)
+    nan, none = _doubles(float("nan")), _doubles(0.0)
+    d = builder.select(finite, builder.fmul(peaks, _doubles(STEP)), nan)
+    usable = builder.fcmp_ordered(">", peaks, _doubles(1e-30))
+    return d, builder.select(usable, builder.fdiv(_doubles(127.0), peaks), none)
 
 
 def _lane(builder, vector, number):
@@ -83,7 +89,7 @@ def _lane(builder, vector, number):
 
 def _codes_ir(builder, rows, inverses):
     """Pairs of vectors, each multiplied by its row's number and rounded."""
-    codes = []
+    codes, inverses = [], builder.fptrunc(inverses, FLOATS_IR)
     for number, row in enumerate(rows):
         inverse = _lane(builder, inverses, number)
         codes.append([rounded_ir(builder, builder.fmul(half, inverse)) for half in row])
@@ -92,9 +98,9 @@ def _codes_ir(builder, rows, inverses):
 
 def _rests_ir(builder, rows, codes, d):
     """What the codes leave of their values."""
-    zero, rests = constant_lanes(_f32, [0.0] * LANES), []
+    negatives, rests = builder.fptrunc(builder.fsub(_doubles(0.0), d), FLOATS_IR), []
     for number, (row, row_codes) in enumerate(zip(rows, codes, strict=True)):
-        negative = builder.fsub(zero, _lane(builder, d, number))
+        negative = _lane(builder, negatives, number)
         pairs = [(builder.sitofp(code, FLOATS_IR), half) for code, half in zip(row_codes, row, strict=True)]
         rests.append(
             [call_named(builder, "llvm.fmuladd.v16f32", FLOATS_IR, [code, negative, half]) for code, half in pairs]
@@ -109,8 +115,8 @@ def _kinds_ir(builder, codes, d):
     sums = fold(builder, both, builder.add)
     low = builder.ashr(builder.shl(sums, sixteen), sixteen)
     high = builder.ashr(builder.sub(sums, low), sixteen)
-    low, high = (builder.fmul(d, builder.sitofp(half, FLOATS_IR)) for half in (low, high))
-    return d, builder.fadd(low, high), low, high
+    low, high = (builder.fmul(d, builder.sitofp(half, _DOUBLES_IR)) for half in (low, high))
+    return [builder.fptrunc(kind, FLOATS_IR) for kind in (d, builder.fadd(low, high), low, high)]
 
 
 def _write_ir(builder, piece, codes, kinds):
@@ -151,9 +157,9 @@ def _quantize_fine_tiles(builder, source, stride, piece, next_piece):
     rows = _load_ir(builder, source, stride)
     d, inverses = _scales_ir(builder, rows)
     codes = _codes_ir(builder, rows, inverses)
-    finer = builder.fmul(inverses, constant_lanes(_f32, [254.0] * LANES))
+    finer = builder.fmul(inverses, _doubles(254.0))
     rests = _codes_ir(builder, _rests_ir(builder, rows, codes, d), finer)
-    fine_d = builder.fmul(d, constant_lanes(_f32, [FINE_STEP] * LANES))
+    fine_d = builder.fmul(d, _doubles(FINE_STEP))
     kinds = list(zip(_kinds_ir(builder, codes, d), _kinds_ir(builder, rests, fine_d), strict=True))
     for first, place in ((0, piece), (ROWS // 2, next_piece)):
         numbers = range(first, first + ROWS // 2)

@@ -37,8 +37,8 @@ class Int8Tiles:
         self._inputs: dict[tuple[str, bool], Buffer] = {}
 
     def takes(self, matrix: PackedMatrix, rounded: bool) -> bool:
-        """Whether there is a kernel for products with that matrix; ``rounded``: of rows that are rounded already."""
-        return matrix.format.name not in FLOAT_FORMATS
+        """Whether there is a kernel for products with that matrix; not of rounded rows, which it would round again."""
+        return not rounded and matrix.format.name not in FLOAT_FORMATS
 
     def steps(
         self,
