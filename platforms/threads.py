@@ -6,6 +6,7 @@ sleep after some milliseconds, so that an idle team uses no CPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -124,16 +125,25 @@ class _Shared:
                 self.wake.notify_all()
 
 
-def _leave_signals_to_others() -> None:
-    """The host application's signal handlers run in its own threads."""
-    if hasattr(signal, "pthread_sigmask"):
-        own = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - own)
+@contextlib.contextmanager
+def _signals_left_to_others() -> Iterator[None]:
+    """Threads started in here inherit a mask: the host application's signal handlers run in its own threads.
+
+    A worker that masked them itself would handle those that come before it got so far.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    own = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - own)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _worker(shared: _Shared, thread: int) -> None:
     """A worker's life: run plans; where there are no futexes, sleep when none comes for a while."""
-    _leave_signals_to_others()
     work = _Call(shared.work_address)
     seen = 0
     while True:
@@ -206,8 +216,9 @@ class ThreadTeam:
             threading.Thread(target=_worker, args=(self._shared, thread), name=f"edgellm-{thread}", daemon=True)
             for thread in range(1, self.threads)
         ]
-        for worker in workers:
-            worker.start()
+        with _signals_left_to_others():
+            for worker in workers:
+                worker.start()
         self._begun = True
         self._finalizer = weakref.finalize(self, _close, self._shared, workers, os.getpid())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -407,7 +408,7 @@ def test_signals_are_handled_by_the_applications_threads(team_of: Callable[[int]
     shuffle.run(team)
     blocked = []
     for thread in threading.enumerate():
-        if thread.name.startswith("edgellm-"):
+        if re.fullmatch(r"edgellm-\d+", thread.name):
             status = Path(f"/proc/self/task/{thread.native_id}/status")
             if not status.exists():
                 pytest.skip("this system does not tell which signals a thread blocks")
