@@ -40,9 +40,11 @@ TILE_INPUT = _record(
     "TileInput",
     "rows",  # address of the number of activation rows
     "blocks",  # blocks of 32 in a row
-    "input",  # address of float32
+    "input",  # address of float32, or of codes
     "input_stride",  # bytes
     "output",  # address of the tiles, see tile_layout.py
+    "scales",  # address of the codes' scales
+    "scales_stride",  # bytes
 )
 
 

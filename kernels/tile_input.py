@@ -5,7 +5,8 @@ magnitudes, and later their sums, are found by folding eight vectors into one, w
 for each of its own. Rows beyond the last, up to a multiple of eight, are read and written
 all the same: there must be room for them.
 
-Variants: ``int8``, and ``int8_fine`` with remainders.
+Variants: ``int8``; ``int8_fine`` with remainders; ``codes``, whose input is quantized already, as rows of codes and
+scales, which are only brought in the order of tiles.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from edgellm.kernels.simd import (
     LANES,
     call_named,
     constant_lanes,
+    copy_int32,
     get,
+    helper,
     instruction,
     int64_at,
     ints_constant,
@@ -30,7 +33,7 @@ from edgellm.kernels.simd import (
 )
 from edgellm.kernels.tile_layout import KIND, PIECE_BYTES, ROWS, SCALES
 
-VARIANTS = ("int8", "int8_fine")
+VARIANTS = ("int8", "int8_fine", "codes")
 _i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _DOUBLES_IR = ir.VectorType(ir.DoubleType(), LANES)
 
@@ -168,8 +171,32 @@ def _quantize_fine_tiles(builder, source, stride, piece, next_piece):
         _write_ir(builder, place, in_turn, [builder.shuffle_vector(*pair, lanes) for pair in kinds])
 
 
+@helper
+def _copy_row(codes, scales, piece, row):
+    """32 codes and their scales to a piece."""
+    for place in range(0, 32, 4):
+        copy_int32(piece + 32 * row + place, codes + place)
+    for kind in range(4):
+        copy_int32(piece + SCALES + KIND * kind + 4 * row, scales + 4 * kind)
+
+
+def _arrange(record, thread, threads):
+    rows, blocks = int64_at(get(record, F.rows)), get(record, F.blocks)
+    stride, scales_stride = get(record, F.input_stride), get(record, F.scales_stride)
+    first, end = share((rows + ROWS - 1) // ROWS * blocks, thread, threads)
+    for item in range(first, end):
+        tile, block = item // blocks, item % blocks
+        codes = get(record, F.input) + ROWS * tile * stride + 32 * block
+        scales = get(record, F.scales) + ROWS * tile * scales_stride + 16 * block
+        piece = get(record, F.output) + item * PIECE_BYTES
+        for row in range(ROWS):
+            _copy_row(codes + row * stride, scales + row * scales_stride, piece, row)
+
+
 def kernel(variant):
     """The kernel that writes all rows; pieces are shared among the threads."""
+    if variant == "codes":
+        return _arrange
     quantize, tiles = (_quantize_fine_tiles, 2) if variant == "int8_fine" else (_quantize_tile, 1)
 
     def pack(record, thread, threads):

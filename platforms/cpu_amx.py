@@ -15,6 +15,7 @@ from edgellm.platforms.cpu_parts import (
     Buffer,
     BufferPool,
     Int64Array,
+    Quantized,
     Step,
     make_record,
 )
@@ -54,6 +55,7 @@ class AMXTiles:
         target: Buffer,
         pool: BufferPool,
         fine: bool,
+        rounded: Quantized | None,
     ) -> list[Step]:
         """One product, and before it the writing of its input if no other product has asked for it.
 
@@ -65,6 +67,7 @@ class AMXTiles:
             target: where the result goes.
             pool: gives the buffers.
             fine: of no account: bfloat16 has no remainders.
+            rounded: of no account: rounded rows are not taken.
         """
         field = {name: int(usual[getattr(records.MATMUL, name) // 8]) for name in records.MATMUL._fields}
         steps = []

@@ -158,7 +158,8 @@ class Planner(ExpertPlanner):
         if tiles is not None:
             self.steps[-1].rows = FEW_ROWS
             source, fine = self._buffers[operation.x.name], operation.out.name in self._fine
-            self.steps += tiles.steps(operation, record, matrix, source, target, self.pool, fine)
+            rounded = self._quantized[operation.x.name] if operation.x.name in self._rounded else None
+            self.steps += tiles.steps(operation, record, matrix, source, target, self.pool, fine, rounded)
 
     def _norm(self, operation: Norm, target: Buffer, accumulate: bool) -> None:
         source = self._buffers[operation.x.name]

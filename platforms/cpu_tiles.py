@@ -10,7 +10,16 @@ from edgellm.graph import Linear
 from edgellm.kernels import records, tile_layout
 from edgellm.kernels.packing import FLOAT_FORMATS, PackedMatrix
 from edgellm.platforms.cpu_amx import AMXTiles
-from edgellm.platforms.cpu_parts import MANY_ROWS, MAX_ROWS, Buffer, BufferPool, Int64Array, Step, make_record
+from edgellm.platforms.cpu_parts import (
+    MANY_ROWS,
+    MAX_ROWS,
+    Buffer,
+    BufferPool,
+    Int64Array,
+    Quantized,
+    Step,
+    make_record,
+)
 
 assert MAX_ROWS % tile_layout.ROWS == 0, "buffers must hold whole tiles of rows"
 
@@ -19,6 +28,8 @@ def int8_tile_kernels(usual: set[str]) -> set[str]:
     """The kernels that take the place of the usual ones, of those named, when there are many rows."""
     products = {name for name in usual if name.startswith("matmul.")}
     inputs = {f"tile_input.int8{'_fine' if name.endswith('_fine') else ''}" for name in products}
+    if products and "elements.round_rows" in usual:
+        inputs.add("tile_input.codes")
     return inputs | {name.replace("matmul.", "matmul_tiles.") for name in products}
 
 
@@ -37,8 +48,8 @@ class Int8Tiles:
         self._inputs: dict[tuple[str, bool], Buffer] = {}
 
     def takes(self, matrix: PackedMatrix, rounded: bool) -> bool:
-        """Whether there is a kernel for products with that matrix; not of rounded rows, which it would round again."""
-        return not rounded and matrix.format.name not in FLOAT_FORMATS
+        """Whether there is a kernel for products with that matrix."""
+        return matrix.format.name not in FLOAT_FORMATS
 
     def steps(
         self,
@@ -49,6 +60,7 @@ class Int8Tiles:
         target: Buffer,
         pool: BufferPool,
         fine: bool,
+        rounded: Quantized | None,
     ) -> list[Step]:
         """One product, and before it the writing of its input if no other product has asked for it.
 
@@ -60,6 +72,7 @@ class Int8Tiles:
             target: where the result goes.
             pool: gives the buffers.
             fine: whether activations are wanted with their remainders.
+            rounded: codes that stand for the activations exactly, which must not be rounded again.
         """
         field = {name: int(usual[getattr(records.MATMUL, name) // 8]) for name in records.MATMUL._fields}
         steps = []
@@ -67,11 +80,14 @@ class Int8Tiles:
         variant = "_fine" if fine else ""
         if key not in self._inputs:
             self._inputs[key] = pool.take(1, tile_layout.input_bytes(self._rows, columns, fine))
+            sources = [source] if rounded is None else [rounded.codes, rounded.scales]
             record = make_record(
-                records.TILE_INPUT, rows=field["rows"], blocks=columns // 32, input=source.address,
-                input_stride=source.stride, output=self._inputs[key].address,
+                records.TILE_INPUT, rows=field["rows"], blocks=columns // 32, input=sources[0].address,
+                input_stride=sources[0].stride, output=self._inputs[key].address, scales=sources[-1].address,
+                scales_stride=sources[-1].stride,
             )  # fmt: skip
-            steps.append(Step(f"tile_input.int8{variant}", record, [source], [self._inputs[key]], rows=MANY_ROWS))
+            name = f"tile_input.int8{variant}" if rounded is None else "tile_input.codes"
+            steps.append(Step(name, record, sources, [self._inputs[key]], rows=MANY_ROWS))
         copied = ("rows", "weights", "groups", "blocks", "output", "output_stride", "bias", "accumulate", "group_bytes")
         record = make_record(
             records.MATMUL_TILES, input=self._inputs[key].address, tile_bytes=tile_layout.tile_bytes(columns),

@@ -50,7 +50,7 @@ _ON_ALL_TIERS = (
 )
 _TILES = (
     *(f"matmul_tiles.{name}" for name in FORMATS if name not in FLOAT_FORMATS),
-    *("tile_input.int8", "tile_input.int8_fine"),
+    *("tile_input.int8", "tile_input.int8_fine", "tile_input.codes"),
 )
 _CACHE = ("cache.f16", "cache.q8_0", "attention.f16", "attention.q8_0")
 _ELSEWHERE = {
@@ -180,14 +180,34 @@ def quantize_tiles(kernels: Kernels, x: Array, fine: bool = False) -> tuple[Arra
     )  # fmt: skip
     kernels.call(f"tile_input.int8{'_fine' if fine else ''}", record, threads=2)
     assert untouched()
+    return tiles, held_by(tiles, rows, columns, parts)
+
+
+def arrange_tiles(kernels: Kernels, made: Activations) -> tuple[Array, Activations]:
+    """Codes and scales without remainders as tiles, and what these hold."""
+    rows, columns = made.codes.shape[0], made.codes.shape[-1]
+    whole = Activations.empty(-(-rows // tile_layout.ROWS) * tile_layout.ROWS, columns, False)
+    whole.codes[:rows], whole.scales[:rows] = made.codes, made.scales
+    tiles, untouched = outlined(1, tile_layout.input_bytes(rows, columns, False), np.uint8)
+    record = Record(
+        TILE_INPUT, rows=np.array([rows]), blocks=columns // 32, input=whole.codes, input_stride=whole.codes.strides[0],
+        scales=whole.scales, scales_stride=whole.scales.strides[0], output=tiles,
+    )  # fmt: skip
+    kernels.call("tile_input.codes", record, threads=2)
+    assert untouched()
+    return tiles, held_by(tiles, rows, columns, 1)
+
+
+def held_by(tiles: Array, rows: int, columns: int, parts: int) -> Activations:
+    """The codes and scales in tiles, where each row has one part or two."""
+    blocks = columns // 32
     pieces = tiles.reshape(-1, blocks, tile_layout.PIECE_BYTES)
     codes = pieces[..., : tile_layout.SCALES].reshape(len(pieces), blocks, tile_layout.ROWS, 32).view(np.int8)
     scales = pieces[..., tile_layout.SCALES :].copy().view(np.float32).reshape(len(pieces), blocks, 4, -1)
-    held = Activations(
+    return Activations(
         codes.transpose(0, 2, 1, 3).reshape(-1, parts, columns)[:rows],
         scales.transpose(0, 3, 1, 2).reshape(-1, parts, blocks, 4)[:rows],
     )
-    return tiles, held
 
 
 def matmul_tiles_record(matrix: PackedMatrix, tiles: Array, output: Array, rows: int, **more: int | Array) -> Record:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_calls import load_kernels, matmul_kernel, matmul_record, matmul_tiles_record, outlined, quantize_tiles
+from kernel_calls import arrange_tiles, load_kernels, matmul_kernel, matmul_record, matmul_tiles_record, outlined, quantize_tiles
 from numpy.typing import NDArray
 from weight_blocks import QUANTIZED_TYPES, random_blocks
 
@@ -48,6 +48,17 @@ def test_tiles_hold_quantized_rows(tier: str, fine: bool, seed: int, rows: int, 
     assert np.array_equal(
         held.codes.reshape(*finite.shape[:-1], 32) * finite, expected.codes.reshape(*finite.shape[:-1], 32) * finite
     )
+
+
+@pytest.mark.parametrize("tier", ["avx2", "native"])
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.sampled_from([1, 4, 7, 8, 9, 33]), blocks=st.sampled_from([1, 2, 5]))
+def test_codes_are_only_put_in_another_order(tier: str, seed: int, rows: int, blocks: int) -> None:
+    kernels = load_kernels(tier)
+    made = kernels.quantize(activations(rows, 32 * blocks, "ordinary", np.random.default_rng(seed)))
+    _, held = arrange_tiles(kernels, made)
+    assert np.array_equal(held.scales.reshape(-1), made.scales.reshape(-1))
+    assert np.array_equal(held.codes.reshape(-1), made.codes.reshape(-1))
 
 
 @pytest.mark.parametrize("type_name", QUANTIZED_TYPES)
