@@ -3,8 +3,9 @@
 Variants: ``f32``, ``f16`` and ``q8_0``, the types of the cache, whose layout `edgellm.kernels.cache` describes, and the
 same with ``_latent``, where each key's first numbers are its value.
 
-Four queries that read the same key/value head pass over the cache together, so that each key and value is loaded and
-converted once for all four: they are neighbours in the list of (row, query head of the group). The maximum that keeps
+Four queries that read the same key/value head pass over the cache together, or eight where there are registers for
+their sums, so that each key and value is loaded and converted once for all: they are neighbours in the list of (row,
+query head of the group). The maximum that keeps
 the softmax in range is only updated when a block exceeds it, and sums stay in lanes until the end.
 """
 
@@ -12,9 +13,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.kernels.cache import BLOCK_TOKENS
+from edgellm.kernels.attention_layout import (
+    BLOCK_TOKENS,
+    OUTPUT,
+    PEAK,
+    POSITION,
+    QUERY,
+    STATE_BYTES,
+    SUMS,
+    TILE,
+    TOTALS,
+    WEIGHTS,
+    WEIGHTS_BYTES,
+    WIDE_TILE,
+)
+from edgellm.kernels.attention_tiles import add_products, load_addresses, load_sums, spread, store_sums, zeros
 from edgellm.kernels.records import ATTENTION as F
 from edgellm.kernels.simd import (
+    TARGET,
     any_greater,
     broadcast_float,
     exponential,
@@ -43,16 +59,8 @@ from edgellm.kernels.simd import (
     where_not_greater,
 )
 
-TILE = 4
 _MASKED = -3.4e38
 _START = -3e38  # the first maximum: below any score and above what is masked
-
-# The scratch of a thread, in bytes: per query of the tile its addresses and state, then its weights and sums.
-_QUERY, _OUTPUT, _SINK, _POSITION, _PEAK = 0, 8, 16, 24, 32
-_STATE_BYTES = 64
-_TOTALS = TILE * _STATE_BYTES  # 16 lanes of float32 per query
-_WEIGHTS = _TOTALS + TILE * 64  # a block of float32 per query
-_SUMS = _WEIGHTS + TILE * 4 * BLOCK_TOKENS  # value width, padded, per query
 
 
 @helper
@@ -121,28 +129,28 @@ def _shrink_sums(sums, padded, shrink):
 def _softmax(record, scratch, query, padded, block_start):
     """Scores of one query against one block to weights, relative to the maximum so far."""
     constants = get(record, F.constants)
-    weights = scratch + _WEIGHTS + query * 4 * BLOCK_TOKENS
+    weights = scratch + WEIGHTS + query * WEIGHTS_BYTES
     low, high = load_floats(weights), load_floats(weights + 64)
-    state = scratch + query * _STATE_BYTES
-    totals, sums = scratch + _TOTALS + query * 64, scratch + _SUMS + query * 4 * padded
+    state = scratch + query * STATE_BYTES
+    totals, sums = scratch + TOTALS + query * 64, scratch + SUMS + query * 4 * padded
     low, high = low * broadcast_float(constants), high * broadcast_float(constants)
     cap = float_at(constants + 4)
     if cap != 0.0:
         low = splat_float(cap) * tanh(low / splat_float(cap))
         high = splat_float(cap) * tanh(high / splat_float(cap))
-    position, window = int64_at(state + _POSITION), get(record, F.window)
+    position, window = int64_at(state + POSITION), get(record, F.window)
     first = position - window + 1 - block_start if window else 0
     last = position - block_start
     if first > 0 or last < BLOCK_TOKENS - 1:
         low, high = _mask(low, 0, first, last), _mask(high, 16, first, last)
-    peak, total = float_at(state + _PEAK), load_floats(totals)
+    peak, total = float_at(state + PEAK), load_floats(totals)
     largest = maximum(low, high)
     if any_greater(largest, splat_float(peak)):
         new_peak = max_lanes(largest)
         shrink = exponential(splat_float(peak - new_peak))
         total = total * shrink
         _shrink_sums(sums, padded, shrink)
-        set_float(state + _PEAK, new_peak)
+        set_float(state + PEAK, new_peak)
         peak = new_peak
     low, high = exponential(low - splat_float(peak)), exponential(high - splat_float(peak))
     store_floats(weights, low)
@@ -156,19 +164,19 @@ def _start_query(record, scratch, query, index, head, padded):
     group, width, value_width = get(record, F.group), get(record, F.key_width), get(record, F.value_width)
     row, query_head = index // group, head * group + index % group
     position = int32_at(get(record, F.positions) + 4 * row)
-    state = scratch + query * _STATE_BYTES
+    state = scratch + query * STATE_BYTES
     place = get(record, F.queries) + row * get(record, F.queries_stride)
-    set_int64(state + _QUERY, place + 4 * query_head * width)
+    set_int64(state + QUERY, place + 4 * query_head * width)
     place = get(record, F.output) + row * get(record, F.output_stride)
-    set_int64(state + _OUTPUT, place + 4 * query_head * value_width)
-    set_int64(state + _POSITION, position)
+    set_int64(state + OUTPUT, place + 4 * query_head * value_width)
+    set_int64(state + POSITION, position)
     sinks = get(record, F.sinks)
-    store_floats(scratch + _TOTALS + query * 64, splat_float(0.0))
-    set_float(state + _PEAK, _START)
+    store_floats(scratch + TOTALS + query * 64, splat_float(0.0))
+    set_float(state + PEAK, _START)
     if sinks:  # takes part in the sum, but has no value
-        set_float(state + _PEAK, float_at(sinks + 4 * query_head))
-        set_float(scratch + _TOTALS + query * 64, 1.0)
-    sums = scratch + _SUMS + query * 4 * padded
+        set_float(state + PEAK, float_at(sinks + 4 * query_head))
+        set_float(scratch + TOTALS + query * 64, 1.0)
+    sums = scratch + SUMS + query * 4 * padded
     for column in range(0, padded, 16):
         store_floats(sums + 4 * column, splat_float(0.0))
     return position
@@ -177,9 +185,9 @@ def _start_query(record, scratch, query, index, head, padded):
 @helper
 def _finish_query(scratch, query, width, padded):
     """Divide a query's sums by its total and write them out."""
-    output = int64_at(scratch + query * _STATE_BYTES + _OUTPUT)
-    sums = scratch + _SUMS + query * 4 * padded
-    total = sum_lanes(load_floats(scratch + _TOTALS + query * 64))
+    output = int64_at(scratch + query * STATE_BYTES + OUTPUT)
+    sums = scratch + SUMS + query * 4 * padded
+    total = sum_lanes(load_floats(scratch + TOTALS + query * 64))
     # The largest score, or the sink's, has weight 1. If none has, no score was a number, and the result is none.
     inverse = 1.0 / total if total > 0.5 else np.nan
     for column in range(width):
@@ -197,47 +205,35 @@ _AHEAD = {"f32": 128, "f16": 64, "q8_0": 32}
 VARIANTS = tuple(f"{name}{latent}" for name in _LOADS for latent in ("", "_latent"))
 
 
-def kernel(variant):
-    """The attention kernel for one type of cache."""
-    key_pair, value_row, single_value = _LOADS[variant.removesuffix("_latent")]
-    latent = variant.endswith("_latent")
-    ahead_bytes = _AHEAD[variant.removesuffix("_latent")]
+def _score_columns(variant, tile):
+    """``f(record, scratch, keys, ahead)``: scores of a tile against a block of 32 tokens; asks for the next keys."""
+    key_pair, ahead_bytes = _LOADS[variant][0], _AHEAD[variant]
+    nothing, add, store = zeros(tile, 2), add_products(tile, 2), store_sums(tile, 2)
+    queries, weights = load_addresses(tile, STATE_BYTES), spread(tile)
 
     @helper
     def score_columns(record, scratch, keys, ahead):
-        """Scores of four queries against the 32 tokens of a block; asks for the keys of the next."""
-        width = get(record, F.key_width)
-        q0, q1 = int64_at(scratch), int64_at(scratch + _STATE_BYTES)
-        q2, q3 = int64_at(scratch + 2 * _STATE_BYTES), int64_at(scratch + 3 * _STATE_BYTES)
-        low0 = low1 = low2 = low3 = high0 = high1 = high2 = high3 = splat_float(0.0)
+        width, places = get(record, F.key_width), queries(scratch + QUERY)
+        scores = nothing()
         for column in range(width):
             prefetch_near(ahead + ahead_bytes * column)
-            low, high = key_pair(keys, width, column)
-            x = broadcast_float(q0 + 4 * column)
-            low0, high0 = multiply_add(x, low, low0), multiply_add(x, high, high0)
-            x = broadcast_float(q1 + 4 * column)
-            low1, high1 = multiply_add(x, low, low1), multiply_add(x, high, high1)
-            x = broadcast_float(q2 + 4 * column)
-            low2, high2 = multiply_add(x, low, low2), multiply_add(x, high, high2)
-            x = broadcast_float(q3 + 4 * column)
-            low3, high3 = multiply_add(x, low, low3), multiply_add(x, high, high3)
-        weights = scratch + _WEIGHTS
-        store_floats(weights, low0)
-        store_floats(weights + 64, high0)
-        store_floats(weights + 128, low1)
-        store_floats(weights + 192, high1)
-        store_floats(weights + 256, low2)
-        store_floats(weights + 320, high2)
-        store_floats(weights + 384, low3)
-        store_floats(weights + 448, high3)
+            scores = add(scores, key_pair(keys, width, column), places, 4 * column)
+        store(scores, weights(scratch + WEIGHTS, WEIGHTS_BYTES))
+
+    return score_columns
+
+
+def _score_rows(variant):
+    """``f(record, scratch, keys, first, end)``: scores of four queries against tokens first..end - 1 of a block whose
+    keys are rows."""
+    _, value_row, single_value = _LOADS[variant]
 
     @helper
     def score_rows(record, scratch, keys, first, end):
-        """Scores of four queries against tokens first..end - 1 of a block whose keys are rows."""
         width = get(record, F.key_width)
         stride = -(-width // 16) * 16
-        q0, q1 = int64_at(scratch), int64_at(scratch + _STATE_BYTES)
-        q2, q3 = int64_at(scratch + 2 * _STATE_BYTES), int64_at(scratch + 3 * _STATE_BYTES)
+        q0, q1 = int64_at(scratch), int64_at(scratch + STATE_BYTES)
+        q2, q3 = int64_at(scratch + 2 * STATE_BYTES), int64_at(scratch + 3 * STATE_BYTES)
         for token in range(first, end):
             a = b = c = d = splat_float(0.0)
             column = 0
@@ -256,73 +252,58 @@ def kernel(variant):
                 g += float_at(q2 + place) * single
                 h += float_at(q3 + place) * single
                 column += 1
-            weights = scratch + _WEIGHTS + 4 * token
+            weights = scratch + WEIGHTS + 4 * token
             set_float(weights, e)
-            set_float(weights + 128, f)
-            set_float(weights + 256, g)
-            set_float(weights + 384, h)
+            set_float(weights + WEIGHTS_BYTES, f)
+            set_float(weights + 2 * WEIGHTS_BYTES, g)
+            set_float(weights + 3 * WEIGHTS_BYTES, h)
+
+    return score_rows
+
+
+def _add_values(variant, tile):
+    """``f(scratch, padded, values, row_width, first, end, ahead)``: add the weighted values of tokens first..end - 1 of
+    a block to the sums of a tile, 32 columns at a time (sums of fewer would wait for each other); asks for the next."""
+    value_row, ahead_bytes, addresses = _LOADS[variant][1], _AHEAD[variant], spread(tile)
+    load, add, store = load_sums(tile, 2), add_products(tile, 2), store_sums(tile, 2)
+    load_last, add_last, store_last = load_sums(tile, 1), add_products(tile, 1), store_sums(tile, 1)
 
     @helper
-    def add_columns(scratch, padded, values, row_width, first, end, column):
-        """Add the weighted values of tokens first..end - 1 of a block to 16 columns of the sums of four queries."""
-        weights, stride = scratch + _WEIGHTS, 4 * padded
-        place = scratch + _SUMS + 4 * column
-        a, b = load_floats(place), load_floats(place + stride)
-        c, d = load_floats(place + 2 * stride), load_floats(place + 3 * stride)
-        for token in range(first, end):
-            row, weight = value_row(values, row_width, token, column), weights + 4 * token
-            a = multiply_add(broadcast_float(weight), row, a)
-            b = multiply_add(broadcast_float(weight + 128), row, b)
-            c = multiply_add(broadcast_float(weight + 256), row, c)
-            d = multiply_add(broadcast_float(weight + 384), row, d)
-        store_floats(place, a)
-        store_floats(place + stride, b)
-        store_floats(place + 2 * stride, c)
-        store_floats(place + 3 * stride, d)
-
-    @helper
-    def add_block(scratch, padded, values, row_width, first, end, ahead):
-        """The same for all columns, 32 at a time (sums of fewer would wait for each other); asks for the next."""
-        weights, stride = scratch + _WEIGHTS, 4 * padded
+    def add_values(scratch, padded, values, row_width, first, end, ahead):
+        weights = addresses(scratch + WEIGHTS, WEIGHTS_BYTES)
         column = 0
         while column + 32 <= padded:
-            place = scratch + _SUMS + 4 * column
-            a, b = load_floats(place), load_floats(place + stride)
-            c, d = load_floats(place + 2 * stride), load_floats(place + 3 * stride)
-            e, f = load_floats(place + 64), load_floats(place + stride + 64)
-            g, h = load_floats(place + 2 * stride + 64), load_floats(place + 3 * stride + 64)
+            places = addresses(scratch + SUMS + 4 * column, 4 * padded)
+            sums = load(places)
             for token in range(first, end):
                 prefetch_near(ahead + ahead_bytes * (column + token))
-                weight = weights + 4 * token
-                low, high = (
-                    value_row(values, row_width, token, column), value_row(values, row_width, token, column + 16)
-                )  # fmt: skip
-                x = broadcast_float(weight)
-                a, e = multiply_add(x, low, a), multiply_add(x, high, e)
-                x = broadcast_float(weight + 128)
-                b, f = multiply_add(x, low, b), multiply_add(x, high, f)
-                x = broadcast_float(weight + 256)
-                c, g = multiply_add(x, low, c), multiply_add(x, high, g)
-                x = broadcast_float(weight + 384)
-                d, h = multiply_add(x, low, d), multiply_add(x, high, h)
-            store_floats(place, a)
-            store_floats(place + stride, b)
-            store_floats(place + 2 * stride, c)
-            store_floats(place + 3 * stride, d)
-            store_floats(place + 64, e)
-            store_floats(place + stride + 64, f)
-            store_floats(place + 2 * stride + 64, g)
-            store_floats(place + 3 * stride + 64, h)
+                low = value_row(values, row_width, token, column)
+                high = value_row(values, row_width, token, column + 16)
+                sums = add(sums, (low, high), weights, 4 * token)
+            store(sums, places)
             column += 32
         if column < padded:
-            add_columns(scratch, padded, values, row_width, first, end, column)
+            places = addresses(scratch + SUMS + 4 * column, 4 * padded)
+            sums = load_last(places)
+            for token in range(first, end):
+                sums = add_last(sums, (value_row(values, row_width, token, column),), weights, 4 * token)
+            store_last(sums, places)
+
+    return add_values
+
+
+def _attend(name, tile):
+    """``f(record, scratch, head, first_index, count)``: ``count`` (1 to ``tile``) queries from ``first_index`` on, all
+    of one sequence; the tile is filled with the last."""
+    variant, latent = name.removesuffix("_latent"), name.endswith("_latent")
+    score_rows, add_values = _score_rows(variant), _add_values(variant, tile)
+    score_columns = _score_columns(variant, tile)
 
     @helper
     def attend(record, scratch, head, first_index, count):
-        """``count`` (1 to 4) queries from ``first_index`` on, all of one sequence; the tile is filled with the last."""
         value_width = get(record, F.value_width)
         padded = -(-value_width // 16) * 16
-        for query in range(TILE):
+        for query in range(tile):
             index = first_index + min(query, count - 1)
             position = _start_query(record, scratch, query, index, head, padded)
             if query == 0:
@@ -345,34 +326,48 @@ def kernel(variant):
                 score_rows(record, scratch, block + key_offset, first, end)
             else:
                 score_columns(record, scratch, block + key_offset, ahead + key_offset)
-            for query in range(TILE):
+            for query in range(tile):
                 _softmax(record, scratch, query, padded, start)
-            add_block(scratch, padded, block + value_offset, row_width, first, end, ahead + value_offset)
+            add_values(scratch, padded, block + value_offset, row_width, first, end, ahead + value_offset)
         for query in range(count):
             _finish_query(scratch, query, value_width, padded)
 
-    @helper
-    def same_sequence(record, first_row, last_row):
-        """Whether a tile's rows are of one sequence, so that their positions rise and they share blocks."""
-        sequences = get(record, F.sequences)
-        for row in range(first_row, last_row):
-            if int32_at(sequences + 4 * row) != int32_at(sequences + 4 * last_row):
-                return False
-        return True
+    return attend
+
+
+@helper
+def _same_sequence(record, first_row, last_row):
+    """Whether a tile's rows are of one sequence, so that their positions rise and they share blocks."""
+    sequences = get(record, F.sequences)
+    for row in range(first_row, last_row):
+        if int32_at(sequences + 4 * row) != int32_at(sequences + 4 * last_row):
+            return False
+    return True
+
+
+def kernel(variant):
+    """The attention kernel for one type of cache."""
+    wide = TARGET.has("avx512f") and not variant.endswith("_latent")
+    attend_few = _attend(variant, TILE)
+    attend_more = _attend(variant, WIDE_TILE) if wide else attend_few
 
     def attention(record, thread, threads):
         rows, heads, group = int64_at(get(record, F.rows)), get(record, F.heads), get(record, F.group)
         scratch = get(record, F.scratch) + thread * get(record, F.scratch_stride)
         # With one sequence tiles run on over rows; with several each row has tiles of its own.
-        alone = same_sequence(record, 0, rows - 1)
+        alone = _same_sequence(record, 0, rows - 1)
         span = rows * group if alone else group
-        tiles = -(-span // TILE)
+        size = WIDE_TILE if wide and span > TILE else TILE
+        tiles = -(-span // size)
         items = heads * tiles * (1 if alone else rows)
         # Later rows see more tokens, so threads take turns instead of ranges.
         for item in range(thread, items, threads):
             head, rest = item % heads, item // heads
             row, tile = rest // tiles, rest % tiles
-            first = tile * TILE
-            attend(record, scratch, head, row * group + first, min(TILE, span - first))
+            first, count = row * group + tile * size, min(size, span - tile * size)
+            if wide and size > TILE:
+                attend_more(record, scratch, head, first, count)
+            else:
+                attend_few(record, scratch, head, first, count)
 
     return attention

@@ -13,6 +13,7 @@ With ``_latent`` behind it, a variant stores keys alone, as rows like values: th
 
 from __future__ import annotations
 
+from edgellm.kernels.attention_layout import BLOCK_TOKENS
 from edgellm.kernels.records import CACHE as F
 from edgellm.kernels.simd import (
     absolute,
@@ -33,8 +34,6 @@ from edgellm.kernels.simd import (
     store_bytes,
     sum_lanes,
 )
-
-BLOCK_TOKENS = 32
 
 
 @helper

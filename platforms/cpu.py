@@ -44,6 +44,13 @@ def _plan_array(steps: list[Step], addresses: dict[str, int]) -> Int64Array:
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
+def _within(numbers: NDArray[np.integer], limit: int) -> bool:
+    """Whether all are at least 0 and below the limit; a decode step's single one is asked for without NumPy's loops."""
+    if numbers.size == 1:
+        return 0 <= numbers.item() < limit
+    return bool(numbers.min() >= 0 and numbers.max() < limit)
+
+
 class CPUExecutor:
     """Runs a graph with compiled kernels; see ``edgellm.platforms.batch.Executor``.
 
@@ -289,14 +296,14 @@ class CPUExecutor:
         for operation, _buffer in self._embedded:
             ids = batch.positions if operation.positions else batch.tokens
             limit = self._weights.info(operation.weight).shape[0]
-            if ids.min() < 0 or ids.max() >= limit:
+            if not _within(ids, limit):
                 what = "position" if operation.positions else "token id"
                 raise InvalidSettingError(f"a {what} is not within 0 to {limit - 1}")
-        if batch.positions.min() < 0 or batch.positions.max() >= width * BLOCK_TOKENS:
+        if not _within(batch.positions, width * BLOCK_TOKENS):
             raise InvalidSettingError("a position lies outside its block table")
-        if batch.sequences.min() < 0 or batch.sequences.max() >= sequences:
+        if not _within(batch.sequences, sequences):
             raise InvalidSettingError("a row names a sequence without a block table")
-        if batch.outputs.size and (batch.outputs.min() < 0 or batch.outputs.max() >= len(batch.tokens)):
+        if batch.outputs.size and not _within(batch.outputs, len(batch.tokens)):
             raise InvalidSettingError("an output names a row that is not in the step")
         self._check_blocks(batch.block_tables)
 

@@ -32,6 +32,7 @@ from edgellm.graph import (
     WeightedSum,
 )
 from edgellm.kernels import records
+from edgellm.kernels.attention_layout import scratch_bytes
 from edgellm.kernels.packing import FLOAT_FORMATS
 from edgellm.platforms.cpu_cache import BlockLayout
 from edgellm.platforms.cpu_experts import ExpertPlanner
@@ -240,7 +241,7 @@ class Planner(ExpertPlanner):
         variant = cache_variant(self._graph.cache[operation.layer], self._cache_type)
         self._emit(f"cache.{variant}", store, [k, v], [cache], ROWS, operation.kv_heads)
         target = self._new(operation.out)
-        scratch_stride = 1024 + 16 * padded(layout.value_width)
+        scratch_stride = scratch_bytes(layout.value_width)
         scratch = self.pool.take(self._threads, scratch_stride)
         attend = make_record(
             records.ATTENTION, group=operation.heads // operation.kv_heads, queries=q.address,

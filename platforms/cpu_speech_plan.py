@@ -19,6 +19,7 @@ from edgellm.graph import (
     Unfold,
 )
 from edgellm.kernels import records, tile_layout
+from edgellm.kernels.attention_layout import scratch_bytes
 from edgellm.kernels.packing import PackedMatrix, aligned_zeros
 from edgellm.platforms.batch import BLOCK_TOKENS, Float32Array
 from edgellm.platforms.choosing import MOST_CANDIDATES, RULES
@@ -276,7 +277,7 @@ class DecoderPlanner(Planner):
         layer = self._graph.source[operation.layer]
         layout = BlockLayout.of(layer, self._cache_type)
         q, target = self._buffers[operation.q.name], self._new(operation.out)
-        scratch_stride = 1024 + 16 * padded(layout.value_width)
+        scratch_stride = scratch_bytes(layout.value_width)
         scratch = self.pool.take(self._threads, scratch_stride)
         record = make_record(
             records.ATTENTION, rows=self.inputs.count_address(ROWS), group=1, queries=q.address,

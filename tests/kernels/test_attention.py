@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_calls import SENTINEL, UNIT, Record, gamma, load_kernels, outlined, padded
+from kernel_calls import SENTINEL, UNIT, Record, gamma, load_kernels, outlined
 from numpy.typing import NDArray
 
 from edgellm.graph import CacheLayer
+from edgellm.kernels.attention_layout import scratch_bytes
 from edgellm.kernels.records import ATTENTION, CACHE
 from edgellm.platforms.batch import BLOCK_TOKENS
 from edgellm.platforms.cpu_cache import BlockLayout
@@ -110,7 +111,7 @@ class PagedLayer:
         rows, heads, _ = queries.shape
         flat = queries.reshape(rows, -1)
         output, untouched = outlined(rows, heads * self.layout.value_width)
-        scratch, scratch_untouched = outlined(threads, 256 + 4 * padded(self.layout.value_width))
+        scratch, scratch_untouched = outlined(threads, scratch_bytes(self.layout.value_width) // 4)
         record = Record(
             ATTENTION, rows=np.array([rows]), group=heads // self.layer.kv_heads, queries=flat,
             queries_stride=flat.strides[0], output=output, output_stride=output.strides[0],

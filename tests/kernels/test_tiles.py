@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_calls import arrange_tiles, load_kernels, matmul_kernel, matmul_record, matmul_tiles_record, outlined, quantize_tiles
+from kernel_calls import (
+    arrange_tiles,
+    load_kernels,
+    matmul_kernel,
+    matmul_record,
+    matmul_tiles_record,
+    outlined,
+    quantize_tiles,
+)
 from numpy.typing import NDArray
 from weight_blocks import QUANTIZED_TYPES, random_blocks
 
