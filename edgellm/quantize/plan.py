@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgellm.errors import EdgeLLMError
+from edgellm.errors import EdgeLLMError, InvalidSettingError
 from edgellm.gguf import GGUFFile, TensorInfo, TensorType
 from edgellm.quantize.mixtures import FLOAT_TYPES, choose_types, describe, find_mixture, is_quantized
 from edgellm.quantize.settings import QuantizeSettings
@@ -80,9 +80,14 @@ def make_plan(file: GGUFFile, output: Path, settings: QuantizeSettings, more_key
         more_keys: what the file will say of the importance matrix or text that was used.
 
     Raises:
+        InvalidSettingError: a type is wanted for tensors that the model does not have.
         EdgeLLMError: weights are quantized already, and must not be quantized again.
     """
     mixture = find_mixture(settings.type)
+    for pattern, _ in settings.overrides().patterns:
+        if not any(map(pattern.search, file.tensors)):
+            what = f"no tensor's name has {pattern.pattern!r} in it"
+            raise InvalidSettingError(what, "edgellm show --tensors lists the names")
     model = describe(file, settings.importance is not None)
     types = choose_types(tuple(file.tensors.values()), mixture, model, settings.overrides())
     tensors = tuple(

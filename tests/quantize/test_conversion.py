@@ -99,6 +99,12 @@ def test_quantizing_again_must_be_asked_for(tiny_model: Make, tmp_path: Path) ->
     quantize(model, tmp_path / "same.gguf", QuantizeSettings("Q8_0"))  # nothing changes
 
 
+def test_a_type_for_tensors_that_are_not_there(tiny_model: Make, tmp_path: Path) -> None:
+    settings = QuantizeSettings("Q4_0", tensor_types=(("attn_v", "Q8_0"), ("atn_q", "Q8_0")))
+    with pytest.raises(EdgeLLMError, match="'atn_q'"):
+        quantize(tiny_model(), tmp_path / "made.gguf", settings, dry_run=True)
+
+
 def test_outputs_that_cannot_be(tiny_model: Make, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(tiny_model().read_bytes())
