@@ -422,6 +422,30 @@ FOLD = _record(
 )
 
 
+# edgellm.kernels.lstm
+LSTM = _record(
+    "LSTM",
+    "rows",  # address of the number of sequences
+    "steps",  # in each sequence
+    "units",  # of the layer, a multiple of 16
+    "width",  # bytes of input of each step, a multiple of 4; may be 0
+    "input",  # address of the first step's uint8 codes
+    "input_row",  # bytes from one sequence to the next
+    "input_step",  # bytes from one step to the next, negative to go backwards
+    "starts",  # address of float32 (units / 16, 4, 16): what is added to the products of each step
+    "starts_row",  # bytes from one sequence to the next, 0 if all have the same
+    "starts_step",
+    "weights",  # address of int8, see lstm.py
+    "scales",  # address of float32 (units / 16, 4, 16): by which the products are multiplied
+    "output",  # address of the first step's uint8 codes
+    "output_row",
+    "output_step",
+    "nothing",  # address of uint8 (units): the codes of zero
+    "cells",  # address of each thread's memory: float32 (4, units)
+    "cells_stride",  # bytes
+)
+
+
 # edgellm.kernels.choose
 CHOOSE = _record(
     "Choose",

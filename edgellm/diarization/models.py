@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from edgellm.diarization.checkpoint import Tensors, read_checkpoint
 from edgellm.diarization.embedding_network import embedding_onnx
 from edgellm.diarization.features import Fbank
+from edgellm.diarization.lstm import LSTMKernel
 from edgellm.diarization.segmentation_network import (
     Fold,
+    SegmentationNetwork,
     WindowNormalization,
+    classifier_onnx,
+    convolutions_onnx,
     filters_onnx,
-    segmentation_onnx,
+    lstm_directions,
     window_normalization,
 )
 from edgellm.errors import CorruptFileError, EdgeLLMError
@@ -31,10 +35,10 @@ from edgellm.kernels.target import current_target
 log = logging.getLogger(__name__)
 
 ALIAS = "diarization"
-FBANK_KERNEL, FOLD_KERNEL = KERNELS = ("fbank.kaldi", "fold.rows")
+FBANK_KERNEL, FOLD_KERNEL, LSTM_KERNEL = KERNELS = ("fbank.kaldi", "fold.rows", "lstm.int8")
 SEGMENTATION_FILE = "pyannote-segmentation-3.0.pt"
 EMBEDDING_FILE = "campplus-zh-en-common-advanced.pt"
-_VERSION = 2
+_VERSION = 3
 """Of the conversion: files of another one are not used."""
 
 Progress = Callable[[str, int, int], None]
@@ -69,7 +73,7 @@ class Models:
         filters: of `filters_onnx`.
         normalization: what is left to be done with their responses.
         fold: puts both together.
-        segmentation: of `segmentation_onnx`.
+        segmentation: what follows.
         embedding: of `embedding_onnx`.
         fbank: the features it is fed with.
     """
@@ -77,7 +81,7 @@ class Models:
     filters: Network
     normalization: WindowNormalization
     fold: Fold
-    segmentation: Network
+    segmentation: SegmentationNetwork
     embedding: Network
     fbank: Fbank
 
@@ -109,12 +113,23 @@ def models_from(segmentation: Path, embedding: Path, progress: Progress | None =
         Network(_converted(segmentation, "filters", lambda: filters_onnx(tensors)), "the filters"),
         _described(segmentation, window_normalization, tensors),
         Fold(addresses[FOLD_KERNEL], library),
-        Network(_converted(segmentation, "network", lambda: segmentation_onnx(tensors)), "the segmentation network"),
+        _segmentation_network(segmentation, tensors, addresses[LSTM_KERNEL], library),
         Network(
             _converted(embedding, "network", lambda: embedding_onnx(read_checkpoint(embedding))),
             "the embedding network",
         ),
         Fbank(addresses[FBANK_KERNEL], library),
+    )
+
+
+def _segmentation_network(
+    checkpoint: Path, tensors: Tensors, address: int, library: KernelLibrary
+) -> SegmentationNetwork:
+    directions = _described(checkpoint, lstm_directions, tensors)
+    return SegmentationNetwork(
+        Network(_converted(checkpoint, "convolutions", lambda: convolutions_onnx(tensors)), "the convolutions"),
+        [[LSTMKernel(address, library, direction) for direction in layer] for layer in directions],
+        Network(_converted(checkpoint, "classifier", lambda: classifier_onnx(tensors)), "the classifier"),
     )
 
 
