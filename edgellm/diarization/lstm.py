@@ -47,7 +47,7 @@ class Direction:
     @property
     def width(self) -> int:
         """Codes of input in each step; 0 if the input comes multiplied."""
-        return self.weights.shape[1] - self.units
+        return int(self.weights.shape[1] - self.units)
 
     def start(self, bias: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """What the kernel adds to the products of each step, in its order: the bias (..., 4 * units), by default its

@@ -59,6 +59,8 @@ def test_bad_files_are_named(diarizer: Diarizer, tmp_path: Path) -> None:
     assert "none.wav" in result.output
     assert CliRunner().invoke(diarize_command, [str(bad), str(bad), "--plot", "x.svg"]).exit_code == 2
     assert CliRunner().invoke(diarize_command, [str(bad), "--plot", "x.gif"]).exit_code == 2
+    result = CliRunner().invoke(diarize_command, [str(bad), "--channels", "--speakers", "2"])
+    assert "each channel is a speaker" in result.output
 
 
 @pytest.mark.parametrize(
