@@ -38,8 +38,8 @@ from edgellm.kernels.simd import (
 VARIANTS = ("int8",)
 TOGETHER = 4
 _GATES = 4
-_VECTOR = 64
-_GROUP = _GATES * _VECTOR
+VECTOR = 64
+GROUP = _GATES * VECTOR
 """Bytes of the gates of 16 units, as float32, and of their weights for four codes."""
 _FAR = 15.0
 """Beyond which the functions of the gates are flat in float32; products of three powers stay finite."""
@@ -57,17 +57,17 @@ def _products(totals, codes, w0, w1, w2, w3):
 
 
 @helper
-def _multiply(totals, codes, count, weights):
+def multiply(totals, codes, count, weights):
     """The sums of four sequences, ``count`` bytes of codes at the addresses ``codes`` of each."""
     a, b, c, d = totals
     for place in range(0, count, 4):
-        w0, w1 = load_ints(weights), load_ints(weights + _VECTOR)
-        w2, w3 = load_ints(weights + 2 * _VECTOR), load_ints(weights + 3 * _VECTOR)
+        w0, w1 = load_ints(weights), load_ints(weights + VECTOR)
+        w2, w3 = load_ints(weights + 2 * VECTOR), load_ints(weights + 3 * VECTOR)
         a = _products(a, broadcast_int(codes[0] + place), w0, w1, w2, w3)
         b = _products(b, broadcast_int(codes[1] + place), w0, w1, w2, w3)
         c = _products(c, broadcast_int(codes[2] + place), w0, w1, w2, w3)
         d = _products(d, broadcast_int(codes[3] + place), w0, w1, w2, w3)
-        weights += _GROUP
+        weights += GROUP
     return a, b, c, d
 
 
@@ -91,13 +91,13 @@ def _advance(totals, scales, starts, cell, output):
     """
     one, zero = splat_float(1.0), splat_float(0.0)
     entering = one + _power(zero - _gate(totals[0], scales, starts))
-    kept = one + _power(zero - _gate(totals[1], scales + _VECTOR, starts + _VECTOR))
-    doubled = _gate(totals[2], scales + 2 * _VECTOR, starts + 2 * _VECTOR)
+    kept = one + _power(zero - _gate(totals[1], scales + VECTOR, starts + VECTOR))
+    doubled = _gate(totals[2], scales + 2 * VECTOR, starts + 2 * VECTOR)
     new = _power(doubled + doubled)
     entering = entering * (new + one)
     value = multiply_add(load_floats(cell), entering, (new - one) * kept) / (entering * kept)
     store_floats(cell, value)
-    leaving = one + _power(zero - _gate(totals[3], scales + 3 * _VECTOR, starts + 3 * _VECTOR))
+    leaving = one + _power(zero - _gate(totals[3], scales + 3 * VECTOR, starts + 3 * VECTOR))
     new = _power(value + value)
     value = (new - one) / ((new + one) * leaving)
     store_bytes(output, round_to_ints(value * splat_float(127.0)) + splat_int(128))
@@ -111,11 +111,11 @@ def _step(record, inputs, before, starts, outputs, cells):
     units, width = get(record, F.units), get(record, F.width)
     weights = get(record, F.weights)
     for unit in range(0, units, 16):
-        gates = unit // 16 * _GROUP
-        totals = _multiply((none, none, none, none), inputs, width, weights)
-        weights += width // 4 * _GROUP
-        totals = _multiply(totals, before, units, weights)
-        weights += units // 4 * _GROUP
+        gates = unit // 16 * GROUP
+        totals = multiply((none, none, none, none), inputs, width, weights)
+        weights += width // 4 * GROUP
+        totals = multiply(totals, before, units, weights)
+        weights += units // 4 * GROUP
         scales, cell = get(record, F.scales) + gates, cells + 4 * unit
         _advance(totals[0], scales, starts[0] + gates, cell, outputs[0] + unit)
         _advance(totals[1], scales, starts[1] + gates, cell + 4 * units, outputs[1] + unit)
@@ -124,7 +124,7 @@ def _step(record, inputs, before, starts, outputs, cells):
 
 
 @helper
-def _of_four(address, row, rows):
+def of_four(address, row, rows):
     """The addresses of four sequences, each ``row`` bytes from the one before, of which ``rows`` are there."""
     last = rows - 1
     return address, address + min(1, last) * row, address + min(2, last) * row, address + min(3, last) * row
@@ -145,11 +145,11 @@ def kernel(variant):
             before = (nothing, nothing, nothing, nothing)
             for step in range(get(record, F.steps)):
                 address = get(record, F.input) + row * get(record, F.input_row) + step * get(record, F.input_step)
-                inputs = _of_four(address, get(record, F.input_row), here)
+                inputs = of_four(address, get(record, F.input_row), here)
                 address = get(record, F.starts) + row * get(record, F.starts_row) + step * get(record, F.starts_step)
-                starts = _of_four(address, get(record, F.starts_row), here)
+                starts = of_four(address, get(record, F.starts_row), here)
                 address = get(record, F.output) + row * get(record, F.output_row) + step * get(record, F.output_step)
-                outputs = _of_four(address, get(record, F.output_row), here)
+                outputs = of_four(address, get(record, F.output_row), here)
                 _step(record, inputs, before, starts, outputs, cells)
                 before = outputs
 

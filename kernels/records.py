@@ -446,6 +446,44 @@ LSTM = _record(
 )
 
 
+# edgellm.kernels.dense
+DENSE = _record(
+    "Dense",
+    "steps",  # moments
+    "layers",  # in the table
+    "table",  # address of the layers' own records
+    "layer_bytes",  # from one to the next
+    "scratch",  # address of what all offsets are from
+)
+DENSE_LAYER = _record(
+    "DenseLayer",
+    "channels",  # so far, a multiple of 16
+    "input",  # offset of float32 (steps, channels and more): a layer with a mask puts 32 channels behind them
+    "input_stride",  # bytes
+    "factors",  # address of float32 (channels)
+    "shifts",  # address of float32 (channels)
+    "groups",  # of 64 outputs
+    "weights",  # address of int8 (groups, channels / 4, 64, 4)
+    "scales",  # address of float32 (64 groups)
+    "bias",  # address of float32 (64 groups)
+    "rectify",  # 1: outputs below zero become zero
+    "output",  # offset of float32 (steps, 64 groups)
+    "output_stride",  # bytes
+    "dilation",  # of the second half; 0: there is none
+    "local",  # address of int8 (3, 16 groups, 32, 4): of the moments before, at, and after
+    "local_scales",  # address of float32 (32)
+    "narrow",  # address of float32 (64 groups, 64)
+    "narrow_bias",  # address of float32 (64)
+    "wide",  # address of float32 (64, 32)
+    "wide_bias",  # address of float32 (32)
+    "values",  # offset of 8192 bytes
+    "codes",  # offset of uint8 (steps, channels)
+    "steps",  # offset of float32 (steps)
+    "mask",  # offset of float32 (32)
+    "padded",  # offset of uint8 (steps + 2 dilations, 64 groups)
+)
+
+
 # edgellm.kernels.choose
 CHOOSE = _record(
     "Choose",

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.diarization.checkpoint import Tensors, read_checkpoint
-from edgellm.diarization.embedding_network import embedding_onnx
+from edgellm.diarization.dense import DenseKernel
+from edgellm.diarization.embedding_network import MOST_FRAMES, EmbeddingNetwork, dense_layers, front_end_onnx, pooling
 from edgellm.diarization.features import Fbank
 from edgellm.diarization.lstm import LSTMKernel
 from edgellm.diarization.segmentation_network import (
@@ -35,7 +36,7 @@ from edgellm.kernels.target import current_target
 log = logging.getLogger(__name__)
 
 ALIAS = "diarization"
-FBANK_KERNEL, FOLD_KERNEL, LSTM_KERNEL = KERNELS = ("fbank.kaldi", "fold.rows", "lstm.int8")
+FBANK_KERNEL, FOLD_KERNEL, LSTM_KERNEL, DENSE_KERNEL = KERNELS = ("fbank.kaldi", "fold.rows", "lstm.int8", "dense.int8")
 SEGMENTATION_FILE = "pyannote-segmentation-3.0.pt"
 EMBEDDING_FILE = "campplus-zh-en-common-advanced.pt"
 _VERSION = 3
@@ -74,7 +75,7 @@ class Models:
         normalization: what is left to be done with their responses.
         fold: puts both together.
         segmentation: what follows.
-        embedding: of `embedding_onnx`.
+        embedding: who speaks.
         fbank: the features it is fed with.
     """
 
@@ -82,7 +83,7 @@ class Models:
     normalization: WindowNormalization
     fold: Fold
     segmentation: SegmentationNetwork
-    embedding: Network
+    embedding: EmbeddingNetwork
     fbank: Fbank
 
 
@@ -114,10 +115,7 @@ def models_from(segmentation: Path, embedding: Path, progress: Progress | None =
         _described(segmentation, window_normalization, tensors),
         Fold(addresses[FOLD_KERNEL], library),
         _segmentation_network(segmentation, tensors, addresses[LSTM_KERNEL], library),
-        Network(
-            _converted(embedding, "network", lambda: embedding_onnx(read_checkpoint(embedding))),
-            "the embedding network",
-        ),
+        _embedding_network(embedding, addresses[DENSE_KERNEL], library),
         Fbank(addresses[FBANK_KERNEL], library),
     )
 
@@ -130,6 +128,15 @@ def _segmentation_network(
         Network(_converted(checkpoint, "convolutions", lambda: convolutions_onnx(tensors)), "the convolutions"),
         [[LSTMKernel(address, library, direction) for direction in layer] for layer in directions],
         Network(_converted(checkpoint, "classifier", lambda: classifier_onnx(tensors)), "the classifier"),
+    )
+
+
+def _embedding_network(checkpoint: Path, address: int, library: KernelLibrary) -> EmbeddingNetwork:
+    tensors = read_checkpoint(checkpoint)
+    return EmbeddingNetwork(
+        Network(_converted(checkpoint, "front-end", lambda: front_end_onnx(tensors)), "the front end"),
+        DenseKernel(address, library, _described(checkpoint, dense_layers, tensors), (MOST_FRAMES + 1) // 2),
+        _described(checkpoint, pooling, tensors),
     )
 
 
