@@ -133,7 +133,7 @@ class DenseKernel:
         scratch = np.empty(self._plan.size + _LINE, np.uint8)
         scratch = scratch[-scratch.ctypes.data % _LINE :]
         self._plan.buffer(scratch, 0)[:steps, :channels] = x
-        arrays = {"table": self._table, "scratch": scratch}
+        arrays: dict[str, NDArray[Any]] = {"table": self._table, "scratch": scratch}
         call_kernel(
             self._function, DENSE, arrays, steps=steps, layers=len(self._table), layer_bytes=self._table.strides[0]
         )
