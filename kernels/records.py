@@ -424,6 +424,68 @@ FOLD = _record(
 )
 
 
+# edgellm.kernels.lstm
+LSTM = _record(
+    "LSTM",
+    "rows",  # address of the number of sequences
+    "steps",  # in each sequence
+    "units",  # of the layer, a multiple of 16
+    "width",  # bytes of input of each step, a multiple of 4; may be 0
+    "input",  # address of the first step's uint8 codes
+    "input_row",  # bytes from one sequence to the next
+    "input_step",  # bytes from one step to the next, negative to go backwards
+    "starts",  # address of float32 (units / 16, 4, 16): what is added to the products of each step
+    "starts_row",  # bytes from one sequence to the next, 0 if all have the same
+    "starts_step",
+    "weights",  # address of int8, see lstm.py
+    "scales",  # address of float32 (units / 16, 4, 16): by which the products are multiplied
+    "output",  # address of the first step's uint8 codes
+    "output_row",
+    "output_step",
+    "nothing",  # address of uint8 (units): the codes of zero
+    "cells",  # address of each thread's memory: float32 (4, units)
+    "cells_stride",  # bytes
+)
+
+
+# edgellm.kernels.dense
+DENSE = _record(
+    "Dense",
+    "steps",  # moments
+    "layers",  # in the table
+    "table",  # address of the layers' own records
+    "layer_bytes",  # from one to the next
+    "scratch",  # address of what all offsets are from
+)
+DENSE_LAYER = _record(
+    "DenseLayer",
+    "channels",  # so far, a multiple of 16
+    "input",  # offset of float32 (steps, channels and more): a layer with a mask puts 32 channels behind them
+    "input_stride",  # bytes
+    "factors",  # address of float32 (channels)
+    "shifts",  # address of float32 (channels)
+    "groups",  # of 64 outputs
+    "weights",  # address of int8 (groups, channels / 4, 64, 4)
+    "scales",  # address of float32 (64 groups)
+    "bias",  # address of float32 (64 groups)
+    "rectify",  # 1: outputs below zero become zero
+    "output",  # offset of float32 (steps, 64 groups)
+    "output_stride",  # bytes
+    "dilation",  # of the second half; 0: there is none
+    "local",  # address of int8 (3, 16 groups, 32, 4): of the moments before, at, and after
+    "local_scales",  # address of float32 (32)
+    "narrow",  # address of float32 (64 groups, 64)
+    "narrow_bias",  # address of float32 (64)
+    "wide",  # address of float32 (64, 32)
+    "wide_bias",  # address of float32 (32)
+    "values",  # offset of 8192 bytes
+    "codes",  # offset of uint8 (steps, channels)
+    "steps",  # offset of float32 (steps)
+    "mask",  # offset of float32 (32)
+    "padded",  # offset of uint8 (steps + 2 dilations, 64 groups)
+)
+
+
 # edgellm.kernels.choose
 CHOOSE = _record(
     "Choose",

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,8 +29,17 @@ from edgellm.errors import CorruptFileError, EdgeLLMError, InvalidSettingError
 
 log = logging.getLogger(__name__)
 
-AudioSource = str | os.PathLike[str] | npt.NDArray[Any]
-"""A path, or samples: (samples,) or (samples, channels)."""
+
+@dataclass(frozen=True)
+class Channel:
+    """One channel of a file or an array, counted from 0."""
+
+    source: str | os.PathLike[str] | npt.NDArray[Any]
+    number: int
+
+
+AudioSource = str | os.PathLike[str] | npt.NDArray[Any] | Channel
+"""A path, or samples: (samples,) or (samples, channels); or one channel of either."""
 
 _LONGEST_SECONDS = 1e7
 
@@ -43,13 +53,16 @@ class AudioReader:
         samples_read: how many 16 kHz samples were given out so far.
     """
 
-    def __init__(self, decoder: Decoder, start: float, end: float | None, split_channels: bool) -> None:
+    def __init__(
+        self, decoder: Decoder, start: float, end: float | None, split_channels: bool, channel: int | None = None
+    ) -> None:
         self.info: AudioInfo = decoder.info
         self.start = start
         self.samples_read = 0
         self._decoder = decoder
         self._end = end
-        self._split = split_channels and self.info.channels > 1
+        self._channel = channel
+        self._split = split_channels and self.info.channels > 1 and channel is None
         self._columns = split_channels
         self._begun = False
 
@@ -120,7 +133,9 @@ class AudioReader:
             self._warn(decoded, f"its header speaks of {self.start + expected:.2f} s")
 
     def _tidied(self, block: Samples) -> Samples:
-        """Values that are no numbers are silence; what is beyond full scale is clipped; channels are averaged."""
+        """Values that are no numbers are silence, what is too loud is clipped; one channel, or the mean of all."""
+        if self._channel is not None:
+            block = block[:, self._channel : self._channel + 1]
         clipped = np.clip(block, -1.0, 1.0)
         if np.isnan(np.dot(clipped.ravel(), clipped.ravel())):  # one pass, without a temporary array
             np.nan_to_num(clipped, copy=False, nan=0.0)
@@ -162,8 +177,12 @@ def open_audio(
         EdgeLLMError: a package is missing, or the file cannot be read.
     """
     _check_range(start, end)
-    decoder = ArrayDecoder(source, sample_rate) if isinstance(source, np.ndarray) else _open_file(Path(source))
-    return AudioReader(decoder, start, end, split_channels)
+    whole, channel = (source.source, source.number) if isinstance(source, Channel) else (source, None)
+    decoder = ArrayDecoder(whole, sample_rate) if isinstance(whole, np.ndarray) else _open_file(Path(whole))
+    if channel is not None and not 0 <= channel < decoder.info.channels:
+        decoder.close()
+        raise InvalidSettingError(f"{decoder.info.name} has no channel {channel}: it has {decoder.info.channels}")
+    return AudioReader(decoder, start, end, split_channels, channel)
 
 
 def load_audio(source: AudioSource, start: float = 0.0, end: float | None = None) -> Samples:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.console import clean, notice
+from edgellm.errors import CorruptFileError
 
 if TYPE_CHECKING:
     from edgellm.diarization import ErrorRate
@@ -39,6 +40,8 @@ def der_command(
     from edgellm.diarization.rttm import read_uem
 
     truth, guess = read_rttm(reference), read_rttm(hypothesis)
+    if not truth:
+        raise CorruptFileError(f"{reference} holds no turns", "give an RTTM file with the truth")
     scored = read_uem(uem) if uem is not None else {}
     for name in sorted(guess.keys() - truth.keys()):
         notice(f"{name} is not in {reference}: left out")

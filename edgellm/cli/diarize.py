@@ -63,6 +63,8 @@ def diarize_command(
     from edgellm.diarization import Diarizer, SpeakerCount, Voices
 
     known = SpeakerCount(speakers, min_speakers, max_speakers)
+    if channels and known != SpeakerCount():
+        raise click.UsageError("with --channels each channel is a speaker: their number cannot be given")
     if plot is not None and len(files) > 1:
         raise click.UsageError("--plot draws one sound: give one FILE")
     if plot is not None and plot.suffix.lower() not in (".svg", ".png"):
@@ -85,7 +87,10 @@ def diarize_command(
 
 
 def _named(path: Path, error: EdgeLLMError | OSError) -> str:
-    text = str(error) if isinstance(error, EdgeLLMError) else error.strerror or str(error)
+    if isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    else:
+        text = str(error)
     return text if str(path) in text else f"{path}: {text}"
 
 

@@ -6,6 +6,7 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -16,12 +17,14 @@ from edgellm.cli import loading
 from edgellm.cli.console import cancel_on_interrupt, clean, notice
 from edgellm.cli.options import given_model
 from edgellm.cli.results import to_json
+from edgellm.cli.speakers import given_speakers, open_diarizer, speaker_options
 from edgellm.cli.speech_options import (
     COMMAND_SETTINGS,
     given_transcription,
     speech_model_options,
     transcription_options,
 )
+from edgellm.speech.formats.subtitles import named
 from edgellm.speech.live import LIVE_VOICE_ACTIVITY, LiveSettings, LiveTranscription, LiveUpdate
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
     from rich.live import Live
     from rich.text import Text
+
+    from edgellm.diarization import LiveSpeakers
 
 _RECENT = 50
 """Delays that the one shown is the median of."""
@@ -47,43 +52,56 @@ _RECENT = 50
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line for every piece of news.")
 @click.option("--step", type=float, default=LiveSettings.step, show_default=True,
               help="Seconds of new sound after which the text is looked at again.")  # fmt: skip
+@speaker_options
 @speech_model_options
 @transcription_options
 def listen_command(stdin_pcm: bool, rate: int, device: str | None, as_json: bool, step: float, model: str) -> None:
     """Turn speech into text while it is spoken: from the microphone, or with --stdin-pcm from a pipe.
 
     Text that may still change is shown dimmed; it becomes firm when two hypotheses in a row agree on it, or when the
-    speaker pauses. In a pipe only firm text is written. Ctrl-C ends it.
+    speaker pauses. In a pipe only firm text is written. With --diarize text is firm when it is known who speaks, some
+    two seconds later. Ctrl-C ends it.
     """
-    settings = given_transcription({"beam_size": 1}, LIVE_VOICE_ACTIVITY)
+    settings, wishes = given_transcription({"beam_size": 1}, LIVE_VOICE_ACTIVITY), given_speakers()
     if stdin_pcm and sys.stdin.isatty():
         raise click.UsageError("--stdin-pcm reads samples from a pipe, and standard input is a terminal")
     live_settings = LiveSettings(step=step)
-    with loading.open_transcriber(given_model(model), voice_activity=True) as transcriber:
+    options = given_model(model)
+    with ExitStack() as stack:
+        transcriber = stack.enter_context(loading.open_transcriber(options, voice_activity=True))
         from edgellm.speech.voice_activity import VoiceActivityModel
 
         live = LiveTranscription(transcriber, VoiceActivityModel.load(), settings, live_settings)
         live.warm_up()
+        speakers = None
+        if wishes.diarize:
+            from edgellm.diarization import LiveDiarizer, LiveSpeakers
+
+            diarizer, voices = stack.enter_context(open_diarizer(options.threads, options.offline))
+            speakers = LiveSpeakers(LiveDiarizer(diarizer, wishes.known, voices))
         source = capture_pcm(sys.stdin.buffer, rate) if stdin_pcm else capture_microphone(_device(device))
         view: View = JsonView() if as_json else TerminalView() if sys.stdout.isatty() else PlainView()
         with source, view, cancel_on_interrupt() as cancel:
             if not stdin_pcm:
                 notice("listening; Ctrl-C ends it")
-            for update in updates(live, source, cancel):
+            for update in updates(live, source, cancel, speakers):
                 view.show(update)
         if source.lost_seconds:
             notice(f"{source.lost_seconds:.1f} s of sound were lost: this machine is too slow for {model}")
         view.summarise()
 
 
-def updates(live: LiveTranscription, source: Capture, cancel: threading.Event) -> Iterator[LiveUpdate]:
-    """What is new, until the source ends or the user has enough."""
+def updates(
+    live: LiveTranscription, source: Capture, cancel: threading.Event, speakers: LiveSpeakers | None = None
+) -> Iterator[LiveUpdate]:
+    """What is new, until the source ends or the user has enough; with who said it, if that is wanted."""
     while not cancel.is_set():
         samples = source.read()
         if samples is None:
             break
-        yield from live.push(samples, source.waiting)
-    yield from live.finish()
+        news = live.push(samples, source.waiting)
+        yield from speakers.push(samples, news) if speakers else news
+    yield from speakers.finish(live.finish()) if speakers else live.finish()
 
 
 def _device(text: str | None) -> str | int | None:
@@ -123,11 +141,12 @@ class Delays:
 
 
 class PlainView:
-    """Firm text alone, a line for each utterance."""
+    """Firm text alone, a line for each utterance, and for each speaker in it."""
 
     def __init__(self) -> None:
         self._delays = Delays()
         self._in_line = False
+        self._speaker: str | None = None
 
     def __enter__(self) -> PlainView:
         return self
@@ -139,9 +158,12 @@ class PlainView:
     def show(self, update: LiveUpdate) -> None:
         self._delays.take(update)
         if update.kind == "firm":
+            if self._in_line and update.speaker != self._speaker:
+                click.echo()
+                self._in_line = False
             text = clean(update.text)
-            click.echo(text if self._in_line else text.lstrip(), nl=False)
-            self._in_line = True
+            click.echo(text if self._in_line else named(update.speaker) + text.lstrip(), nl=False)
+            self._in_line, self._speaker = True, update.speaker
         elif update.kind == "end" and self._in_line:
             click.echo()
             self._in_line = False
@@ -175,6 +197,7 @@ def update_object(update: LiveUpdate) -> dict[str, Any]:
     if update.words:
         shown |= {"start": round(update.words[0].start, 3), "end": round(update.words[-1].end, 3)}
     if update.kind == "firm":
+        shown |= {"speaker": update.speaker} if update.speaker is not None else {}
         words = [word.to_dict() for word in update.words]
         shown |= {"words": [word | {"delay": round(d, 3)} for word, d in zip(words, update.delays, strict=True)]}
     return shown
@@ -187,6 +210,7 @@ class TerminalView:
         self._delays = Delays()
         self._firm = ""
         self._partial = ""
+        self._speaker: str | None = None
         self._live: Live | None = None
 
     def __enter__(self) -> TerminalView:
@@ -205,7 +229,12 @@ class TerminalView:
     def show(self, update: LiveUpdate) -> None:
         self._delays.take(update)
         if update.kind == "firm":
-            self._firm, self._partial = self._firm + clean(update.text), ""
+            if self._firm and update.speaker != self._speaker:
+                self._end()
+            start = "" if self._firm else named(update.speaker)
+            text = clean(update.text)
+            self._firm, self._partial = self._firm + (start + text.lstrip() if start else text), ""
+            self._speaker = update.speaker
         elif update.kind == "partial":
             self._partial = clean(update.text)
         else:

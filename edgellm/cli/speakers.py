@@ -1,15 +1,14 @@
-"""Speakers for ``edgellm transcribe``: its flags, and what they ask for."""
+"""Speakers for ``edgellm transcribe`` and ``listen``: their flags, and what they ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 
 from edgellm.cli.console import ProgressDisplay
 from edgellm.cli.options import Function, collect_into, collected
@@ -25,21 +24,26 @@ _GROUP = "speakers"
 
 
 def speaker_options(function: Function) -> Function:
-    """Add --diarize, --speakers, --min-speakers, --max-speakers and --channels."""
+    """Add --diarize, --speakers, --min-speakers and --max-speakers."""
     collect = collect_into(_GROUP)
     count = click.IntRange(1)
-    options = (
+    options = [
         click.option("--diarize", is_flag=True, help="Say who speaks.", expose_value=False, callback=collect),
         click.option("--speakers", type=count, help="How many speak, if known.", expose_value=False, callback=collect),
         click.option("--min-speakers", type=count, help="How many at least.", expose_value=False, callback=collect),
         click.option("--max-speakers", type=count, help="How many at most.", expose_value=False, callback=collect),
-        click.option(
-            "--channels", is_flag=True, help="Each channel is a speaker.", expose_value=False, callback=collect
-        ),
-    )
+    ]
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def channel_option(function: Function) -> Function:
+    """Add --channels."""
+    collect = collect_into(_GROUP)
+    return click.option(
+        "--channels", is_flag=True, help="Each channel is a speaker.", expose_value=False, callback=collect
+    )(function)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,17 @@ def given_speakers() -> SpeakerWishes:
     return SpeakerWishes(diarize, known, channels)
 
 
+@contextmanager
+def open_diarizer(threads: int | None, offline: bool) -> Iterator[tuple[Diarizer, list[Voice]]]:
+    """What tells speakers apart, and the voices that are known."""
+    from edgellm.diarization import Diarizer, Voices
+
+    with ProgressDisplay() as display:
+        loaded = Diarizer.load(threads=threads, progress=display, offline=offline)
+    with loaded:
+        yield loaded, Voices().all()
+
+
 class SpeakerTeller:
     """Puts speakers into transcripts; loads what that needs when it is first used."""
 
@@ -90,12 +105,8 @@ class SpeakerTeller:
 
     def __enter__(self) -> SpeakerTeller:
         if self._wishes.diarize:
-            from edgellm.diarization import Diarizer, Voices
-
-            with ProgressDisplay() as display:
-                loaded = Diarizer.load(threads=self._threads, progress=display, offline=self._offline)
-            self._diarizer = self._stack.enter_context(loaded)
-            self._voices = Voices().all()
+            opened = open_diarizer(self._threads, self._offline)
+            self._diarizer, self._voices = self._stack.enter_context(opened)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,13 +131,13 @@ class SpeakerTeller:
         return assign_speakers(transcript, found)
 
     def _by_channel(self, path: Path, transcribe: Callable[[AudioSource], Transcript]) -> Transcript:
-        from edgellm.audio import open_audio
+        from edgellm.audio import Channel, open_audio
         from edgellm.diarization import merge_channels
         from edgellm.diarization.pipeline import speaker_name
 
-        with open_audio(path, split_channels=True) as reader:
-            sound = np.concatenate([*reader.blocks(), np.zeros((0, reader.info.channels), np.float32)])
-        channels = [np.ascontiguousarray(sound[:, number]) for number in range(sound.shape[1])]
+        with open_audio(path) as reader:
+            count = reader.info.channels
         return merge_channels(
-            [transcribe(channel) for channel in channels], [speaker_name(number) for number in range(len(channels))]
+            [transcribe(Channel(path, number)) for number in range(count)],
+            [speaker_name(number) for number in range(count)],
         )

@@ -14,7 +14,7 @@ import click
 from edgellm.cli import loading
 from edgellm.cli.console import ProgressDisplay, clean, notice, one_line
 from edgellm.cli.options import given_model
-from edgellm.cli.speakers import SpeakerTeller, given_speakers, speaker_options
+from edgellm.cli.speakers import SpeakerTeller, channel_option, given_speakers, speaker_options
 from edgellm.cli.speech_options import (
     COMMAND_SETTINGS,
     given_shape,
@@ -54,6 +54,7 @@ FAILED = 1
 @click.option("--timestamps", is_flag=True, help="Show the times of each segment on the screen.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no text on the screen, only problems.")
 @speaker_options
+@channel_option
 @speech_model_options
 @transcription_options
 def transcribe_command(

@@ -1,7 +1,7 @@
 """Who spoke when: `Diarizer`, for sounds that still come `LiveDiarizer`; known voices, the error rate, RTTM."""
 
 from edgellm.diarization.joining import assign_speakers, merge_channels
-from edgellm.diarization.live import LiveDiarizer
+from edgellm.diarization.live import LiveDiarizer, LiveSpeakers
 from edgellm.diarization.pipeline import DiarizationSettings, Diarizer
 from edgellm.diarization.results import Diarization, Turn
 from edgellm.diarization.rttm import format_rttm, read_rttm
@@ -15,6 +15,7 @@ __all__ = [
     "Diarizer",
     "ErrorRate",
     "LiveDiarizer",
+    "LiveSpeakers",
     "SpeakerCount",
     "Turn",
     "Voice",

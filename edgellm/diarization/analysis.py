@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +32,7 @@ from edgellm.diarization.segmentation_network import (
     WINDOW_STEPS,
 )
 from edgellm.diarization.stretches import (
+    Stretch,
     StretchFinder,
     StretchSettings,
     Window,
@@ -90,15 +92,29 @@ class _Buffer:
         self._first = first
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a sound.
+
+    Attributes:
+        activities: of the windows of the segmentation, in order.
+        counts: how many speak in each frame, int8.
+        windows: what was embedded, in order.
+        embeddings: unit vectors, (windows, 192).
+    """
+
+    activities: Sequence[LocalActivity]
+    counts: NDArray[np.int8]
+    windows: Sequence[Window]
+    embeddings: NDArray[np.float32]
+
+
 class Analysis:
     """Takes a sound in blocks and keeps what clustering needs.
 
     Attributes:
-        activities: of the windows, in order.
         heard: samples that came in.
         counts: how many speak in each frame that is certain, int8.
-        windows: what was embedded.
-        embeddings: a unit vector (192,) for each.
     """
 
     def __init__(
@@ -116,10 +132,11 @@ class Analysis:
         self._ended = False
         self._finder = StretchFinder(settings.stretches)
         self._waiting: list[tuple[Window, Future[NDArray[np.float32]]]] = []
-        self.activities: list[LocalActivity] = []
+        self._activities: list[LocalActivity] = []
         self.counts = np.zeros(0, np.int8)
-        self.windows: list[Window] = []
-        self.embeddings: list[NDArray[np.float32]] = []
+        self._windows: list[Window] = []
+        self._embeddings: list[NDArray[np.float32]] = []
+        self._provisional: dict[tuple[int, int], NDArray[np.float32]] = {}  # embeddings by samples
 
     def push(self, block: Samples) -> None:
         """Take more of the sound, mono at 16 kHz."""
@@ -139,7 +156,7 @@ class Analysis:
         samples = self._sound.end
         last = last_window_start(samples)
         starts = list(range(self._next_window, last, self._step))
-        if not self.activities or self.activities[-1].first != last:
+        if not self._activities or self._activities[-1].first != last:
             starts.append(last)
         needed = last * FRAME_SAMPLES + WINDOW_SAMPLES
         # Its mean is the silence of a sound that is not centred on zero: zeros would be a click.
@@ -147,22 +164,43 @@ class Analysis:
         self._sound.append(np.full(max(0, needed - samples), silence, np.float32))
         for number in range(0, len(starts), self._at_once):
             self._run(starts[number : number + self._at_once])
-        # A frame counts if it begins within the sound.
-        within = int(np.ceil((samples / SAMPLE_RATE - frame_time(0)) * SAMPLE_RATE / FRAME_SAMPLES))
-        self._conclude(max(len(self.counts), min(within, self.activities[-1].end)), last=True)
+        end = max(len(self.counts), min(_frames_within(samples), self._activities[-1].end))
+        self._conclude(end, last=True)
         self._collect()
         self._ended = True
 
-    def unit_embeddings(self) -> NDArray[np.float32]:
-        """All embeddings so far, (windows, 192)."""
-        return np.array(self.embeddings, np.float32).reshape(-1, EMBEDDING)
+    def findings(self) -> Findings:
+        """What is certain: of a sound that has ended, all of it."""
+        return Findings(self._activities, self.counts, self._windows, _stacked(self._embeddings))
 
-    def present_counts(self) -> NDArray[np.int8]:
-        """How many speak in each frame, as far as is known now: the last ten seconds may still change."""
-        if self._ended or not self.activities:
-            return self.counts
-        first, end = len(self.counts), self.activities[-1].end
-        return np.concatenate([self.counts, self._count(self.activities[-_COVERING:], first, end)])
+    def present(self) -> Findings:
+        """What can be said up to the last sample heard; the last ten seconds may still change."""
+        if self._ended or not self.heard:
+            return self.findings()
+        activities = [*self._activities, self._activity_now()]
+        covering = activities[-_COVERING:]
+        first, end = len(self.counts), max(len(self.counts), min(_frames_within(self.heard), activities[-1].end))
+        counts = self._count(covering, first, end)
+        change = speaker_change(covering, first, end, frames(self._settings.stretches.change_reach))
+        windows = self._windows_of(copy(self._finder).push(counts == 1, change, last=True))
+        spans = [self._span(window) for window in windows]
+        new = [span for span in spans if span not in self._provisional]
+        made = self._pool.map(lambda span: embed(self._models, self._sound.get(*span)), new)
+        known = {**self._provisional, **dict(zip(new, made, strict=True))}
+        self._provisional = {span: known[span] for span in spans}
+        embeddings = _stacked([*self._embeddings, *(known[span] for span in spans)])
+        return Findings(activities, np.concatenate([self.counts, counts]), [*self._windows, *windows], embeddings)
+
+    def _activity_now(self) -> LocalActivity:
+        """Of the last ten seconds, or of what there is and silence after it."""
+        start = max(0, self.heard - WINDOW_SAMPLES) // FRAME_SAMPLES
+        window = self._sound.get(start * FRAME_SAMPLES, min(start * FRAME_SAMPLES + WINDOW_SAMPLES, self.heard))
+        window = np.pad(window, (0, WINDOW_SAMPLES - len(window)), constant_values=float(window.mean()))
+        responses = self._models.filters(samples=window[None, None])[0]
+        folded = np.empty((1, len(responses) // 2, WINDOW_STEPS), np.float32)
+        scale, shifts = self._models.normalization.scale_and_shift(window)
+        self._models.fold(np.ascontiguousarray(responses[:, :WINDOW_STEPS]), scale, shifts, folded[0])
+        return local_activity(start, self._models.segmentation(folded=folded)[0])
 
     def _run(self, starts: Sequence[int]) -> None:
         """The segmentation of some windows."""
@@ -170,7 +208,7 @@ class Analysis:
         size = self._settings.batch
         batches = [starts[number : number + size] for number in range(0, len(starts), size)]
         for batch, logs in zip(batches, self._pool.map(self._segment, batches), strict=True):
-            self.activities += [local_activity(start, log) for start, log in zip(batch, logs, strict=True)]
+            self._activities += [local_activity(start, log) for start, log in zip(batch, logs, strict=True)]
 
     def _respond(self, last: int) -> None:
         """The filters' responses up to the end of the window that begins with the frame ``last``."""
@@ -199,19 +237,12 @@ class Analysis:
     def _conclude(self, end: int, last: bool = False) -> None:
         """All that is to be known about the frames before ``end`` is known: find stretches in them and embed them."""
         first = len(self.counts)
-        covering = [activity for activity in self.activities if activity.end > first]
+        covering = [activity for activity in self._activities if activity.end > first]
         counts = self._count(covering, first, end)
         change = speaker_change(covering, first, end, frames(self._settings.stretches.change_reach))
         self.counts = np.concatenate([self.counts, counts])
         self._collect()
-        windows = [
-            window
-            for stretch in self._finder.push(counts == 1, change, last)
-            for window in embedding_windows(stretch, self._settings.stretches)
-        ]
-        windows = [
-            window for window in windows if frames_in(self._span(window)[1] - self._span(window)[0]) >= _FEWEST_FEATURES
-        ]
+        windows = self._windows_of(self._finder.push(counts == 1, change, last))
         for window in windows:
             sound = self._sound.get(*self._span(window)).copy()
             self._waiting.append((window, self._pool.submit(embed, self._models, sound)))
@@ -219,6 +250,13 @@ class Analysis:
             self._collect()
         if not last:
             self._forget(min(end, self._finder.first_open))
+
+    def _windows_of(self, stretches: Sequence[Stretch]) -> list[Window]:
+        """What of some stretches is to be embedded."""
+        windows = [window for one in stretches for window in embedding_windows(one, self._settings.stretches)]
+        spans = [self._span(window) for window in windows]
+        long = [frames_in(end - first) >= _FEWEST_FEATURES for first, end in spans]
+        return [window for window, enough in zip(windows, long, strict=True) if enough]
 
     def _count(self, activities: Sequence[LocalActivity], first: int, end: int) -> NDArray[np.int8]:
         """How many speak in each frame, by the mean of the windows that cover it."""
@@ -242,17 +280,26 @@ class Analysis:
 
     def _collect(self) -> None:
         for window, embedding in self._waiting:
-            self.windows.append(window)
-            self.embeddings.append(embedding.result())
+            self._windows.append(window)
+            self._embeddings.append(embedding.result())
         self._waiting.clear()
 
     def _forget(self, first: int) -> None:
         """What lies before the frame ``first`` is not needed any more."""
-        earliest = self.activities[-1].first  # of any window still to come
+        earliest = self._activities[-1].first  # of any window still to come
         column = earliest * _STEPS_PER_FRAME
         self._responses = self._responses[:, column - self._first_response :].copy()
         self._first_response = column
         self._sound.forget(max(0, min(int(frame_time(first) * SAMPLE_RATE), earliest * FRAME_SAMPLES)))
+
+
+def _stacked(embeddings: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.array(embeddings, np.float32).reshape(-1, EMBEDDING)
+
+
+def _frames_within(samples: int) -> int:
+    """How many frames begin within so many samples."""
+    return max(0, int(np.ceil((samples / SAMPLE_RATE - frame_time(0)) * SAMPLE_RATE / FRAME_SAMPLES)))
 
 
 def embed(models: Models, samples: Samples) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The network of CAM++ (3D-Speaker) as an ONNX graph: who speaks, as 192 numbers.
+"""The network of CAM++ (3D-Speaker): who speaks, as 192 numbers.
 
 A small two-dimensional convolutional front end, densely connected time-delay layers each with a context-aware mask, and
 pooling of mean and deviation over time (H. Wang, S. Zheng, Y. Chen, L. Cheng, Q. Chen, "CAM++: a fast and efficient
@@ -10,12 +10,15 @@ frames is one such block, so that the context is twice the mean; longer windows 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.diarization.checkpoint import Tensors
+from edgellm.diarization.dense import GROWTH, DenseLayer, Masked, rounded
 from edgellm.diarization.onnx_writer import OnnxWriter
 
 FEATURES = 80
@@ -23,7 +26,8 @@ EMBEDDING = 192
 MOST_FRAMES = 200
 """Two seconds of features: after the stride of two, one block of the context-aware mask."""
 EPSILON = 1e-5
-_SMALLEST_FACTOR = 1e-12
+CHANNELS = 128
+"""Behind the front end."""
 BLOCKS = ((12, 1), (24, 2), (16, 2))
 """Layers and dilation of each dense block."""
 
@@ -37,12 +41,8 @@ def batch_normalization(tensors: Tensors, name: str) -> tuple[NDArray[Any], NDAr
     return factor, bias - mean * factor
 
 
-def embedding_onnx(tensors: Tensors) -> bytes:
-    """The ONNX file: features (batch, frames, 80), their mean taken off, to embeddings (batch, 192), not normalized.
-
-    There is no activation behind the last normalization: the authors' configuration has none, and one there doubles
-    the error rate of verification.
-    """
+def front_end_onnx(tensors: Tensors) -> bytes:
+    """The first part: features (batch, frames, 80), less their mean, to (batch, steps, 128), a step for two frames."""
     net = OnnxWriter()
     x = net.apply("Transpose", "features", perm=[0, 2, 1])
     x = net.apply("Unsqueeze", x, net.weight(np.array([1], np.int64)))
@@ -50,20 +50,99 @@ def embedding_onnx(tensors: Tensors) -> bytes:
     x = _folded_convolution(
         net, x, tensors, "xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm", strides=[2], pads=[2, 2]
     )
-    x = net.apply("Relu", x)
-    for block, (layers, dilation) in enumerate(BLOCKS, start=1):
-        for layer in range(1, layers + 1):
-            name = f"xvector.block{block}.tdnnd{layer}"
-            x = net.apply("Concat", x, _dense_layer(net, x, tensors, name, dilation), axis=1)
+    x = net.apply("Transpose", net.apply("Relu", x), perm=[0, 2, 1])
+    return net.finish("CAM++ front end", {"features": ["batch", "frames", FEATURES]}, x, ["batch", "steps", CHANNELS])
+
+
+def dense_layers(tensors: Tensors) -> list[DenseLayer]:
+    """The second part: (steps, 128) to (steps, 512)."""
+    layers, channels = [], CHANNELS
+    for block, (count, dilation) in enumerate(BLOCKS, start=1):
+        for number in range(1, count + 1):
+            layers.append(_dense_layer(tensors, f"xvector.block{block}.tdnnd{number}", dilation))
+            _check(layers[-1], channels, block, number)
+            channels += GROWTH
         name = f"xvector.transit{block}"
-        weight = tensors[f"{name}.linear.weight"]
-        x = _activated_convolution(net, x, tensors, f"{name}.nonlinear.batchnorm", weight, None)
-    x = net.apply("Relu", net.affine(x, *batch_normalization(tensors, "xvector.out_nonlinear.batchnorm")))
-    x = _statistics(net, x)
-    factor, shift = batch_normalization(tensors, "xvector.dense.nonlinear.batchnorm")
-    weight = tensors["xvector.dense.linear.weight"][:, :, 0] * factor[:, None]
-    x = net.apply("Add", net.apply("MatMul", x, net.weight(weight.T)), net.weight(shift))
-    return net.finish("CAM++", {"features": ["batch", "frames", FEATURES]}, x, ["batch", EMBEDDING])
+        weights, scales = rounded(tensors[f"{name}.linear.weight"][:, :, 0])
+        factors, shifts = (_single(part) for part in batch_normalization(tensors, f"{name}.nonlinear.batchnorm"))
+        layers.append(DenseLayer(factors, shifts, weights, scales, np.zeros_like(scales), rectify=False))
+        _check(layers[-1], channels, block, 0)
+        channels = len(weights)
+    return layers
+
+
+def _check(layer: DenseLayer, channels: int, block: int, number: int) -> None:
+    if layer.weights.shape[1] != channels or layer.factors.shape != (channels,):
+        raise ValueError(f"layer {number} of block {block} takes {layer.weights.shape[1]} channels, not {channels}")
+
+
+def _single(values: NDArray[Any]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _dense_layer(tensors: Tensors, name: str, dilation: int) -> DenseLayer:
+    """32 channels, masked by what the window as a whole sounds like."""
+    factors, shifts = (_single(part) for part in batch_normalization(tensors, f"{name}.nonlinear1.batchnorm"))
+    factor, bias = batch_normalization(tensors, f"{name}.nonlinear2.batchnorm")
+    weights, scales = rounded(tensors[f"{name}.linear1.weight"][:, :, 0] * factor[:, None])
+    local, local_scales = rounded(tensors[f"{name}.cam_layer.linear_local.weight"])
+    parts = ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")
+    narrow, narrow_bias, wide, wide_bias = (_single(tensors[f"{name}.cam_layer.{part}"]) for part in parts)
+    # The context is the mean over the window plus the mean over its one block.
+    masked = Masked(dilation, local, local_scales, 2 * narrow[:, :, 0], narrow_bias, wide[:, :, 0], wide_bias)
+    return DenseLayer(factors, shifts, weights, scales, _single(bias), rectify=True, masked=masked)
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """The last part: (steps, 512) to an embedding (192,), not normalized.
+
+    There is no activation behind the last normalization: the authors' configuration has none, and one there doubles
+    the error rate of verification.
+
+    Attributes:
+        factors, shifts: of the channels, which are rectified then.
+        weights, bias: of the embedding, from mean and unbiased deviation over time.
+    """
+
+    factors: NDArray[np.float32]
+    shifts: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        x = np.maximum(x * self.factors + self.shifts, 0)
+        pooled = np.concatenate([x.mean(axis=0), x.std(axis=0, ddof=1)])
+        return np.asarray(self.weights @ pooled + self.bias, np.float32)
+
+
+def pooling(tensors: Tensors) -> Pooling:
+    """The last part of a checkpoint."""
+    factors, shifts = batch_normalization(tensors, "xvector.out_nonlinear.batchnorm")
+    factor, bias = batch_normalization(tensors, "xvector.dense.nonlinear.batchnorm")
+    weights = tensors["xvector.dense.linear.weight"][:, :, 0] * factor[:, None]
+    if weights.shape != (EMBEDDING, 2 * len(factors)):
+        raise ValueError(f"xvector.dense.linear.weight of shape {weights.shape}")
+    return Pooling(*(_single(part) for part in (factors, shifts, weights, bias)))
+
+
+@dataclass(frozen=True)
+class EmbeddingNetwork:
+    """The whole; may be called from several threads at once.
+
+    Attributes:
+        front_end: runs `front_end_onnx`.
+        layers: runs `dense_layers`.
+        pooling: what is left.
+    """
+
+    front_end: Callable[..., NDArray[np.float32]]
+    layers: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    pooling: Pooling
+
+    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features (batch, frames, 80), their mean taken off, to embeddings (batch, 192), not normalized."""
+        return np.stack([self.pooling(self.layers(x)) for x in self.front_end(features=features)])
 
 
 def _front_end(net: OnnxWriter, x: str, tensors: Tensors) -> str:
@@ -89,56 +168,3 @@ def _folded_convolution(
     weight = tensors[f"{convolution}.weight"]
     weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
     return net.apply("Conv", x, net.weight(weight), net.weight(shift), **attributes)
-
-
-def _activated_convolution(
-    net: OnnxWriter, x: str, tensors: Tensors, normalization: str, weight: NDArray[Any], bias: NDArray[Any] | None
-) -> str:
-    """A 1x1 convolution of the rectified, normalized ``x``, in which ``x`` is passed over once before the product.
-
-    With a positive factor f, max(f x + s, 0) = f max(x, -s/f) + s, and with a negative one it is f min(x, -s/f) + s:
-    the factor goes into the weights, the shift into the bias.
-    """
-    factor, shift = batch_normalization(tensors, normalization)
-    factor = np.where(np.abs(factor) < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
-    threshold = -shift / factor
-    lowest = np.where(factor > 0, threshold, -np.inf).reshape(1, -1, 1)
-    x = net.apply("Max", x, net.weight(lowest))
-    if np.any(factor < 0):
-        x = net.apply("Min", x, net.weight(np.where(factor < 0, threshold, np.inf).reshape(1, -1, 1)))
-    folded = weight * factor[None, :, None]
-    constant = weight[:, :, 0].astype(np.float64) @ shift + (0.0 if bias is None else bias)
-    return net.apply("Conv", x, net.weight(folded), net.weight(constant))
-
-
-def _dense_layer(net: OnnxWriter, x: str, tensors: Tensors, name: str, dilation: int) -> str:
-    """What a layer adds: 32 channels, masked by what the window as a whole sounds like."""
-    factor, shift = batch_normalization(tensors, f"{name}.nonlinear2.batchnorm")
-    weight = tensors[f"{name}.linear1.weight"] * factor[:, None, None]
-    x = net.apply("Relu", _activated_convolution(net, x, tensors, f"{name}.nonlinear1.batchnorm", weight, shift))
-    local = net.apply(
-        "Conv",
-        x,
-        net.weight(tensors[f"{name}.cam_layer.linear_local.weight"]),
-        dilations=[dilation],
-        pads=[dilation, dilation],
-    )
-    mean = net.apply("ReduceMean", x, axes=[2], keepdims=1)
-    # The mean over the window plus the mean over its one block.
-    weight, bias = (tensors[f"{name}.cam_layer.linear1.{part}"] for part in ("weight", "bias"))
-    mask = net.apply("Relu", net.apply("Conv", mean, net.weight(2 * weight), net.weight(bias)))
-    weight, bias = (tensors[f"{name}.cam_layer.linear2.{part}"] for part in ("weight", "bias"))
-    mask = net.apply("Sigmoid", net.apply("Conv", mask, net.weight(weight), net.weight(bias)))
-    return net.apply("Mul", local, mask)
-
-
-def _statistics(net: OnnxWriter, x: str) -> str:
-    """Mean and unbiased deviation over time, (batch, 2 * channels)."""
-    mean = net.apply("ReduceMean", x, axes=[2], keepdims=1)
-    apart = net.apply("Sub", x, mean)
-    total = net.apply("ReduceSum", net.apply("Mul", apart, apart), net.weight(np.array([2], np.int64)), keepdims=0)
-    length = net.apply("Gather", net.apply("Shape", x), net.weight(np.array([2], np.int64)))
-    count = net.apply("Sub", net.apply("Cast", length, to=1), net.weight(np.array([1], np.float32)))
-    deviation = net.apply("Sqrt", net.apply("Div", total, count))
-    mean = net.apply("Squeeze", mean, net.weight(np.array([2], np.int64)))
-    return net.apply("Concat", mean, deviation, axis=1)

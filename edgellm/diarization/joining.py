@@ -32,7 +32,7 @@ def assign_speakers(transcript: Transcript, diarization: Diarization) -> Transcr
     if not diarization.exclusive:
         return transcript
     turns = _Turns(diarization.exclusive)
-    speakers = iter(_mended(list(transcript.words), turns))
+    speakers = iter(speakers_of_words(list(transcript.words), diarization))
     segments: list[Segment] = []
     for segment in transcript.segments:
         if segment.words:
@@ -42,6 +42,15 @@ def assign_speakers(transcript: Transcript, diarization: Diarization) -> Transcr
             segments.append(dataclasses.replace(segment, speaker=turns.at(segment.start, segment.end)))
     numbered = tuple(dataclasses.replace(segment, id=number) for number, segment in enumerate(segments))
     return dataclasses.replace(transcript, segments=numbered)
+
+
+def speakers_of_words(words: Sequence[Word], diarization: Diarization) -> list[str]:
+    """The speaker of each word, of a diarization that has any turns."""
+    turns = _Turns(diarization.exclusive)
+    speakers = [turns.at(word.start, max(word.end, word.start + 0.01)) for word in words]
+    for first, end in _sentences(words):
+        speakers[first:end] = _within_sentence(speakers[first:end])
+    return speakers
 
 
 def merge_channels(transcripts: Sequence[Transcript], names: Sequence[str]) -> Transcript:
@@ -83,14 +92,6 @@ class _Turns:
             return max(seconds, key=lambda speaker: seconds[speaker])
         around = self._turns[max(0, first - 1) : first + 1]
         return min(around, key=lambda turn: max(turn.start - end, start - turn.end)).speaker
-
-
-def _mended(words: Sequence[Word], turns: _Turns) -> list[str]:
-    """The speaker of each word."""
-    speakers = [turns.at(word.start, max(word.end, word.start + 0.01)) for word in words]
-    for first, end in _sentences(words):
-        speakers[first:end] = _within_sentence(speakers[first:end])
-    return speakers
 
 
 def _sentences(words: Sequence[Word]) -> Iterable[tuple[int, int]]:

@@ -13,13 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.diarization.checkpoint import Tensors, read_checkpoint
-from edgellm.diarization.embedding_network import embedding_onnx
+from edgellm.diarization.dense import DenseKernel
+from edgellm.diarization.embedding_network import MOST_FRAMES, EmbeddingNetwork, dense_layers, front_end_onnx, pooling
 from edgellm.diarization.features import Fbank
+from edgellm.diarization.lstm import LSTMKernel
 from edgellm.diarization.segmentation_network import (
     Fold,
+    SegmentationNetwork,
     WindowNormalization,
+    classifier_onnx,
+    convolutions_onnx,
     filters_onnx,
-    segmentation_onnx,
+    lstm_directions,
     window_normalization,
 )
 from edgellm.errors import CorruptFileError, EdgeLLMError
@@ -31,10 +36,10 @@ from edgellm.kernels.target import current_target
 log = logging.getLogger(__name__)
 
 ALIAS = "diarization"
-FBANK_KERNEL, FOLD_KERNEL = KERNELS = ("fbank.kaldi", "fold.rows")
+FBANK_KERNEL, FOLD_KERNEL, LSTM_KERNEL, DENSE_KERNEL = KERNELS = ("fbank.kaldi", "fold.rows", "lstm.int8", "dense.int8")
 SEGMENTATION_FILE = "pyannote-segmentation-3.0.pt"
 EMBEDDING_FILE = "campplus-zh-en-common-advanced.pt"
-_VERSION = 2
+_VERSION = 3
 """Of the conversion: files of another one are not used."""
 
 Progress = Callable[[str, int, int], None]
@@ -69,16 +74,16 @@ class Models:
         filters: of `filters_onnx`.
         normalization: what is left to be done with their responses.
         fold: puts both together.
-        segmentation: of `segmentation_onnx`.
-        embedding: of `embedding_onnx`.
+        segmentation: what follows.
+        embedding: who speaks.
         fbank: the features it is fed with.
     """
 
     filters: Network
     normalization: WindowNormalization
     fold: Fold
-    segmentation: Network
-    embedding: Network
+    segmentation: SegmentationNetwork
+    embedding: EmbeddingNetwork
     fbank: Fbank
 
 
@@ -109,12 +114,29 @@ def models_from(segmentation: Path, embedding: Path, progress: Progress | None =
         Network(_converted(segmentation, "filters", lambda: filters_onnx(tensors)), "the filters"),
         _described(segmentation, window_normalization, tensors),
         Fold(addresses[FOLD_KERNEL], library),
-        Network(_converted(segmentation, "network", lambda: segmentation_onnx(tensors)), "the segmentation network"),
-        Network(
-            _converted(embedding, "network", lambda: embedding_onnx(read_checkpoint(embedding))),
-            "the embedding network",
-        ),
+        _segmentation_network(segmentation, tensors, addresses[LSTM_KERNEL], library),
+        _embedding_network(embedding, addresses[DENSE_KERNEL], library),
         Fbank(addresses[FBANK_KERNEL], library),
+    )
+
+
+def _segmentation_network(
+    checkpoint: Path, tensors: Tensors, address: int, library: KernelLibrary
+) -> SegmentationNetwork:
+    directions = _described(checkpoint, lstm_directions, tensors)
+    return SegmentationNetwork(
+        Network(_converted(checkpoint, "convolutions", lambda: convolutions_onnx(tensors)), "the convolutions"),
+        [[LSTMKernel(address, library, direction) for direction in layer] for layer in directions],
+        Network(_converted(checkpoint, "classifier", lambda: classifier_onnx(tensors)), "the classifier"),
+    )
+
+
+def _embedding_network(checkpoint: Path, address: int, library: KernelLibrary) -> EmbeddingNetwork:
+    tensors = read_checkpoint(checkpoint)
+    return EmbeddingNetwork(
+        Network(_converted(checkpoint, "front-end", lambda: front_end_onnx(tensors)), "the front end"),
+        DenseKernel(address, library, _described(checkpoint, dense_layers, tensors), (MOST_FRAMES + 1) // 2),
+        _described(checkpoint, pooling, tensors),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.audio import AudioSource, open_audio
-from edgellm.diarization.analysis import Analysis, AnalysisSettings
+from edgellm.diarization.analysis import Analysis, AnalysisSettings, Findings
 from edgellm.diarization.models import Models, Progress, load_models
 from edgellm.diarization.reconstruction import active_speakers, local_votes, window_evidence
 from edgellm.diarization.results import Diarization, Times
@@ -147,7 +147,7 @@ class Diarizer:
         turns: list[Times] = []
         for analysis in analyses:
             analysis.finish()
-            turns += speech_of(analysis, self.settings)
+            turns += speech_of(analysis.findings(), self.settings)
         names = [speaker_name(number) for number in range(len(analyses))]
         none = np.zeros((0, 0), np.float32)
         return Diarization.build(turns, turns, names, analyses[0].heard / SAMPLE_RATE, none)
@@ -179,16 +179,15 @@ class Diarizer:
     ) -> Diarization:
         """The result of a sound that has ended."""
         analysis.finish()
-        centres = self.centres(analysis, known or SpeakerCount())
-        turns, exclusive = turns_of(analysis, centres, self.settings)
+        findings = analysis.findings()
+        centres = self.centres(findings, known or SpeakerCount())
+        turns, exclusive = turns_of(findings, centres, self.settings)
         names = _names(turns, recognize(centres, voices))
         return Diarization.build(turns, exclusive, names, analysis.heard / SAMPLE_RATE, centres)
 
-    def centres(self, analysis: Analysis, known: SpeakerCount) -> Embeddings:
+    def centres(self, findings: Findings, known: SpeakerCount) -> Embeddings:
         """How each speaker sounds, unit vectors (speakers, 192)."""
-        return find_speakers(
-            analysis.windows, analysis.unit_embeddings(), analysis.activities, known, self.settings.clusters
-        )
+        return find_speakers(findings.windows, findings.embeddings, findings.activities, known, self.settings.clusters)
 
 
 def speaker_name(number: int) -> str:
@@ -203,22 +202,21 @@ def _names(turns: Sequence[Times], known: Mapping[int, str]) -> list[str]:
     return [known[row] if row in known else speaker_name(unknown.index(row)) for row in range(len(turns))]
 
 
-def turns_of(analysis: Analysis, centres: Embeddings, settings: DiarizationSettings) -> tuple[list[Times], list[Times]]:
+def turns_of(findings: Findings, centres: Embeddings, settings: DiarizationSettings) -> tuple[list[Times], list[Times]]:
     """Turns of each speaker: overlapping, and one speaker at a time."""
-    counts = analysis.present_counts().astype(np.int64)
-    count = len(counts)
     if len(centres) == 0:  # too short for any embedding: one speaker, if any
-        return speech_of(analysis, settings), speech_of(analysis, settings)
-    similarities = analysis.unit_embeddings() @ centres.T
-    evidence = window_evidence(analysis.windows, similarities, settings.sharpness, count)
-    scores = local_votes(analysis.activities, evidence, counts == 1) + evidence
+        return speech_of(findings, settings), speech_of(findings, settings)
+    counts = findings.counts.astype(np.int64)
+    similarities = findings.embeddings @ centres.T
+    evidence = window_evidence(findings.windows, similarities, settings.sharpness, len(counts))
+    scores = local_votes(findings.activities, evidence, counts == 1) + evidence
     turns = _turns(active_speakers(scores, counts), settings)
     return turns, _turns(active_speakers(scores, np.minimum(counts, 1)), settings, exclusive=True)
 
 
-def speech_of(analysis: Analysis, settings: DiarizationSettings) -> list[Times]:
+def speech_of(findings: Findings, settings: DiarizationSettings) -> list[Times]:
     """Where anybody speaks, as if there were one speaker."""
-    return _turns((analysis.present_counts() > 0)[:, None], settings)
+    return _turns((findings.counts > 0)[:, None], settings)
 
 
 def _turns(active: NDArray[np.bool_], settings: DiarizationSettings, exclusive: bool = False) -> list[Times]:

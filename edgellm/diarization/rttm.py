@@ -15,6 +15,11 @@ from edgellm.errors import CorruptFileError
 from edgellm.speech.formats.turns import rttm_line
 
 _FIELDS = 9
+_OTHER_KINDS = (
+    "SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB",
+    "A/P", "SPKR-INFO",
+)  # fmt: skip
+"""Lines of the evaluations that say nothing of turns."""
 _MOST_BYTES = 1 << 30
 
 
@@ -27,8 +32,12 @@ def read_rttm(path: Path) -> dict[str, list[Turn]]:
     found: dict[str, list[Turn]] = {}
     for number, line in enumerate(_lines(path), start=1):
         fields = line.split()
-        if not fields or fields[0].startswith(";") or fields[0] != "SPEAKER":
+        if not fields or fields[0].startswith(";") or fields[0] in _OTHER_KINDS:
             continue
+        if fields[0] != "SPEAKER":
+            raise CorruptFileError(
+                f"{path}, line {number}: {fields[0][:40]!r} begins no line of RTTM, expected SPEAKER"
+            )
         if len(fields) < _FIELDS:
             raise CorruptFileError(f"{path}, line {number}: {len(fields)} fields, a SPEAKER line has {_FIELDS} or 10")
         start, duration = (_seconds(path, number, text) for text in fields[3:5])

@@ -1,4 +1,4 @@
-"""The network of pyannote segmentation-3.0 (PyanNet) as an ONNX graph.
+"""The network of pyannote segmentation-3.0 (PyanNet): ONNX graphs, and kernels for what these do slowly.
 
 Sinc filters, two convolutions, four bidirectional LSTM layers and a classifier of the seven sets of at most two of
 three speakers (H. Bredin, "pyannote.audio 2.1 speaker diarization pipeline", Interspeech 2023; A. Plaquet and
@@ -8,6 +8,7 @@ Y. Bengio, "Speaker recognition from raw waveform with SincNet", SLT 2018).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgellm.diarization.checkpoint import Tensors
 from edgellm.diarization.kernel_calls import call_kernel, kernel_function
+from edgellm.diarization.lstm import FULL, GATES, ZERO, Direction, LSTMKernel, by_units, quantized_direction
 from edgellm.diarization.onnx_writer import OnnxWriter
 from edgellm.errors import CorruptFileError
 from edgellm.kernels.records import FOLD
@@ -42,7 +44,7 @@ STEP_SAMPLES = _SINC_STRIDE * _POOL
 """From one column of the filters' responses to the next; divides `FRAME_SAMPLES`."""
 WINDOW_STEPS = ((WINDOW_SAMPLES - FILTER_SAMPLES) // _SINC_STRIDE + 1) // _POOL
 _LOWEST_HZ = _NARROWEST_HZ = 50.0
-_TORCH_GATES_IN_ONNX_ORDER = (0, 3, 1, 2)  # input, forget, cell, output there; input, output, forget, cell here
+_DIRECTIONS = ("", "_reverse")
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,10 @@ class Fold:
         call_kernel(self._function, FOLD, arrays, width=width, **strides)
 
 
-def segmentation_onnx(tensors: Tensors) -> bytes:
-    """The rest: folded responses (batch, 80, 5325) to the log-probabilities of the classes, (batch, 589, 7)."""
+def convolutions_onnx(tensors: Tensors) -> bytes:
+    """The second part: folded responses (batch, 80, 5325) to (589, batch, 1024), what the gates of the first LSTM layer
+    start with: forward ones before backward ones, each in the order of the kernel.
+    """
     net = OnnxWriter()
     x = _normalize(net, "folded", tensors, 0)
     for number in (1, 2):
@@ -165,14 +169,45 @@ def segmentation_onnx(tensors: Tensors) -> bytes:
         x = net.apply("Conv", x, net.weight(weight), net.weight(bias))
         x = _normalize(net, net.apply("MaxPool", x, kernel_shape=[_POOL], strides=[_POOL]), tensors, number)
     x = net.apply("Transpose", x, perm=[2, 0, 1])
-    for layer in range(LSTM_LAYERS):
-        x = _lstm(net, x, tensors, layer)
+    weight = np.concatenate([by_units(_weights(tensors, "weight_ih", 0, suffix).T) for suffix in _DIRECTIONS], axis=1)
+    start = np.concatenate([_direction(tensors, 0, suffix).start() for suffix in _DIRECTIONS])
+    x = net.apply("Add", net.apply("MatMul", x, net.weight(weight)), net.weight(start))
+    inputs: dict[str, list[int | str]] = {"folded": ["batch", FILTERS, WINDOW_STEPS]}
+    return net.finish("pyannote-segmentation-3.0-convolutions", inputs, x, [FRAMES, "batch", 2 * GATES * HIDDEN])
+
+
+def lstm_directions(tensors: Tensors) -> list[list[Direction]]:
+    """The third part: both directions of each layer. The input of the first layer comes multiplied."""
+    return [[_direction(tensors, layer, suffix) for suffix in _DIRECTIONS] for layer in range(LSTM_LAYERS)]
+
+
+def _direction(tensors: Tensors, layer: int, suffix: str) -> Direction:
+    of_input, of_state = (_weights(tensors, kind, layer, suffix) for kind in ("weight_ih", "weight_hh"))
+    bias = sum(tensors[f"lstm.{kind}_l{layer}{suffix}"].astype(np.float64) for kind in ("bias_ih", "bias_hh"))
+    return quantized_direction(
+        of_input[:, :0] if layer == 0 else of_input, of_state, np.asarray(bias), backward=bool(suffix)
+    )
+
+
+def _weights(tensors: Tensors, kind: str, layer: int, suffix: str) -> NDArray[np.float32]:
+    values = np.asarray(tensors[f"lstm.{kind}_l{layer}{suffix}"], np.float32)
+    if len(values) != GATES * HIDDEN or not np.isfinite(values).all():
+        raise ValueError(f"lstm.{kind}_l{layer}{suffix} of shape {values.shape}")
+    return values
+
+
+def classifier_onnx(tensors: Tensors) -> bytes:
+    """The last part: codes of the LSTM's states (589, batch, 256), as float32, to the log-probabilities of the
+    classes, (batch, 589, 7)."""
+    net = OnnxWriter()
+    x = net.apply("Sub", "codes", net.weight(np.array([ZERO], np.float32)))
+    x = net.apply("Mul", x, net.weight(np.array([1 / FULL], np.float32)))
     for number in range(2):
         x = net.apply("LeakyRelu", _linear(net, x, tensors, f"linear.{number}"), alpha=LEAK)
     x = net.apply("LogSoftmax", _linear(net, x, tensors, "classifier"), axis=-1)
     x = net.apply("Transpose", x, perm=[1, 0, 2])
-    inputs: dict[str, list[int | str]] = {"folded": ["batch", FILTERS, WINDOW_STEPS]}
-    return net.finish("pyannote-segmentation-3.0", inputs, x, ["batch", FRAMES, len(CLASSES)])
+    inputs: dict[str, list[int | str]] = {"codes": [FRAMES, "batch", 2 * HIDDEN]}
+    return net.finish("pyannote-segmentation-3.0-classifier", inputs, x, ["batch", FRAMES, len(CLASSES)])
 
 
 def _normalize(net: OnnxWriter, x: str, tensors: Tensors, number: int) -> str:
@@ -180,23 +215,37 @@ def _normalize(net: OnnxWriter, x: str, tensors: Tensors, number: int) -> str:
     return net.apply("LeakyRelu", net.apply("InstanceNormalization", x, scale, bias, epsilon=EPSILON), alpha=LEAK)
 
 
-def _lstm(net: OnnxWriter, x: str, tensors: Tensors, layer: int) -> str:
-    """(time, batch, width) to (time, batch, 256)."""
-
-    def both(kind: str) -> NDArray[Any]:
-        parts = []
-        for direction in ("", "_reverse"):
-            gates = tensors[f"lstm.{kind}_l{layer}{direction}"].reshape(4, HIDDEN, -1)
-            parts.append(gates[list(_TORCH_GATES_IN_ONNX_ORDER)].reshape(4 * HIDDEN, -1))
-        return np.stack(parts)
-
-    biases = np.concatenate([both("bias_ih"), both("bias_hh")], axis=1)[:, :, 0]
-    weights = [net.weight(values) for values in (both("weight_ih"), both("weight_hh"), biases)]
-    x = net.apply("LSTM", x, *weights, hidden_size=HIDDEN, direction="bidirectional")
-    x = net.apply("Transpose", x, perm=[0, 2, 1, 3])  # (time, directions, batch, width) from the operator
-    return net.apply("Reshape", x, net.weight(np.array([0, 0, 2 * HIDDEN], np.int64)))
-
-
 def _linear(net: OnnxWriter, x: str, tensors: Tensors, name: str) -> str:
     product = net.apply("MatMul", x, net.weight(tensors[f"{name}.weight"].T))
     return net.apply("Add", product, net.weight(tensors[f"{name}.bias"]))
+
+
+@dataclass(frozen=True)
+class SegmentationNetwork:
+    """The network behind its filters; may be called from several threads at once.
+
+    The LSTM layers, three quarters of the work, run on codes of 8 bits.
+
+    Attributes:
+        convolutions: runs `convolutions_onnx`.
+        layers: both directions of each LSTM layer.
+        classifier: runs `classifier_onnx`.
+    """
+
+    convolutions: Callable[..., NDArray[np.float32]]
+    layers: Sequence[Sequence[LSTMKernel]]
+    classifier: Callable[..., NDArray[np.float32]]
+
+    def __call__(self, folded: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Folded responses (batch, 80, 5325) to the log-probabilities of the classes, (batch, 589, 7)."""
+        entering = self.convolutions(folded=folded)
+        steps, batch, width = entering.shape
+        states = np.empty((steps, batch, 0), np.uint8)
+        for number, directions in enumerate(self.layers):
+            following = np.empty((steps, batch, 2 * HIDDEN), np.uint8)
+            for half, run in enumerate(directions):
+                output = following[:, :, half * HIDDEN :][:, :, :HIDDEN]
+                products = entering[:, :, half * (width // 2) :][:, :, : width // 2]
+                run(states, output, products if number == 0 else None)
+            states = following
+        return self.classifier(codes=states.astype(np.float32))

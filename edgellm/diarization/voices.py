@@ -106,6 +106,8 @@ def _read(path: Path) -> Voice:
         if path.stat().st_size > _LARGEST_PROFILE:
             raise ValueError("too large")
         profile = json.loads(path.read_text("utf-8"))
+        if not isinstance(profile, dict):
+            raise ValueError("it holds no profile")
         values = [float(value) for value in profile["embedding"]]
         name, model = str(profile["name"]), profile.get("model")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

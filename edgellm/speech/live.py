@@ -86,6 +86,11 @@ class LiveUpdate:
         """The words joined."""
         return "".join(word.text for word in self.words)
 
+    @property
+    def speaker(self) -> str | None:
+        """Who said the first word, where speakers are told apart."""
+        return self.words[0].speaker if self.words else None
+
 
 class LiveTranscription:
     """One live sound.

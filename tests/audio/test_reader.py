@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.audio import SAMPLE_RATE, load_audio, open_audio
+from edgellm.audio import SAMPLE_RATE, Channel, load_audio, open_audio
 from edgellm.audio.reader import _regrouped
 from edgellm.errors import EdgeLLMError, InvalidSettingError
 
@@ -65,6 +65,19 @@ def test_channels_apart(write) -> None:
     samples = np.concatenate(blocks)[2000:14000]
     for channel, frequency in enumerate((300, 1000)):
         assert np.abs(samples[:, channel] - tone(1.0, 16_000, frequency)[2000:14000]).max() < 1e-3
+
+
+def test_one_channel(write) -> None:
+    both = np.stack([tone(1.0, 44_100, 300), tone(1.0, 44_100, 1000)], 1)
+    path = write("two.wav", both, 44_100)
+    with open_audio(path, split_channels=True) as reader:
+        apart = np.concatenate(list(reader.blocks()))
+    for number in range(2):
+        np.testing.assert_allclose(load_audio(Channel(path, number)), apart[:, number], atol=1e-6)
+        np.testing.assert_allclose(load_audio(Channel(both[:, ::-1], 1 - number)), both[:, number], atol=1e-6)
+    for number in (-1, 2):
+        with pytest.raises(InvalidSettingError, match=rf"two.wav has no channel {number}: it has 2"):
+            load_audio(Channel(path, number))
 
 
 def test_mono_with_channels_apart_has_one_column(write) -> None:

@@ -85,6 +85,38 @@ def test_without_the_package_for_microphones(recognizer: Recognizer, monkeypatch
     assert "pip install 'edgellm[mic]'" in result.stderr
 
 
+SAID = (
+    LiveUpdate("firm", (Word(0, 1, " Hello", 1, "Ann"),), (1.0,)),
+    LiveUpdate("firm", (Word(1, 2, " you.", 1, "Ann"),), (1.0,)),
+    LiveUpdate("firm", (Word(2, 3, " Hi!", 1, "SPEAKER_00"),), (1.0,)),
+    LiveUpdate("end"),
+    LiveUpdate("firm", (Word(4, 5, " Well", 1, "SPEAKER_00"),), (1.0,)),
+)
+
+
+def test_speakers_in_lines_and_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    with listen.PlainView() as view:
+        for update in SAID:
+            view.show(update)
+    assert capsys.readouterr().out == "[Ann]: Hello you.\n[SPEAKER_00]: Hi!\n[SPEAKER_00]: Well\n"
+    shown = listen.update_object(SAID[0])
+    assert (shown["speaker"], shown["words"][0]["speaker"]) == ("Ann", "Ann")
+
+
+def test_speakers_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    view = listen.TerminalView()
+    for update in SAID[:2]:
+        view.show(update)
+    assert view._picture().plain.startswith("[Ann]: Hello you.")
+    view.show(SAID[2])
+    assert view._picture().plain.startswith("[SPEAKER_00]: Hi!")
+
+
+def test_flags_of_speakers(recognizer: Recognizer) -> None:
+    assert "without --diarize" in run(np.zeros(0), "--speakers", "2").stderr
+    assert "above max_speakers" in run(np.zeros(0), "--diarize", "--min-speakers", "3", "--max-speakers", "2").stderr
+
+
 def test_the_picture_on_a_terminal() -> None:
     view = listen.TerminalView()
     view.show(LiveUpdate("firm", (Word(0, 1, " Hello", 1), Word(1, 2, " you\x1b[2J", 1)), (1.0, 2.0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from edgellm.audio import load_audio
 from edgellm.cli.diarize import diarize_command
 from edgellm.cli.transcribe import transcribe_command
 from edgellm.diarization import Diarizer, diarization_error_rate, read_rttm
@@ -20,6 +22,7 @@ from edgellm.errors import CorruptFileError, EdgeLLMError, UnsupportedModelError
 from edgellm.hub import resolve
 from edgellm.hub.aliases import ALIASES, Wheel
 from edgellm.hub.package_index import IndexFile, choose_wheel
+from edgellm.speech.formats import FORMATS
 
 
 def test_formats(diarizer: Diarizer, conversations: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
@@ -56,6 +59,8 @@ def test_bad_files_are_named(diarizer: Diarizer, tmp_path: Path) -> None:
     assert "none.wav" in result.output
     assert CliRunner().invoke(diarize_command, [str(bad), str(bad), "--plot", "x.svg"]).exit_code == 2
     assert CliRunner().invoke(diarize_command, [str(bad), "--plot", "x.gif"]).exit_code == 2
+    result = CliRunner().invoke(diarize_command, [str(bad), "--channels", "--speakers", "2"])
+    assert "each channel is a speaker" in result.output
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,31 @@ def test_flags_of_transcribe(tmp_path: Path, flags: list[str], problem: str) -> 
     result = CliRunner().invoke(transcribe_command, [str(tmp_path / "x.wav"), *flags])
     assert result.exit_code != 0
     assert problem in str(result.exception) + result.output
+
+
+@pytest.mark.slow
+def test_channels_of_a_call(
+    diarizer: Diarizer, shared: Path, tmp_path: Path, tiny_en_path: Path, silero_vad_path: Path
+) -> None:
+    """Each channel is read by itself, and is a speaker; all formats say so, and RTTM names the sound."""
+    soundfile = pytest.importorskip("soundfile")
+    files = sorted((shared / "audio" / "librispeech").glob("*.flac"))
+    left, right = load_audio(files[0])[: 6 * 16_000], load_audio(files[-1])
+    both = np.zeros((len(left) + len(right), 2), np.float32)
+    both[: len(left), 0], both[len(left) :, 1] = left, right
+    sound = tmp_path / "call.wav"
+    soundfile.write(sound, both, 16_000)
+    command = [str(sound), "--channels", "--format", "all", "-o", str(tmp_path), "--model", str(tiny_en_path)]
+    result = CliRunner().invoke(transcribe_command, [*command, "--offline"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^\[SPEAKER_00\]: .*our blood", result.stdout, re.MULTILINE)
+    assert re.search(r"^\[SPEAKER_01\]: .*extend the period", result.stdout, re.MULTILINE)
+    turns = read_rttm(tmp_path / "call.rttm")["call"]
+    assert all((turn.start < 6) == (turn.speaker == "SPEAKER_00") for turn in turns)
+    for kind in FORMATS:
+        text = (tmp_path / f"call.{kind}").read_text()
+        assert "SPEAKER_00" in text, kind
+        assert "SPEAKER_01" in text, kind
 
 
 def _archive(path: Path, pickle: bytes, **members: bytes) -> Path:
@@ -105,7 +135,7 @@ def test_models_without_their_converted_files(diarizer: Diarizer, tmp_path: Path
     for name in (source.name, EMBEDDING_FILE):
         shutil.copy(source.with_name(name), tmp_path / name)
     models = models_from(tmp_path / source.name, tmp_path / EMBEDDING_FILE)
-    assert len(list(tmp_path.glob("*.onnx"))) == 3
+    assert len(list(tmp_path.glob("*.onnx"))) == 4
     features = np.random.default_rng(0).standard_normal((1, 50, 80)).astype(np.float32)
     np.testing.assert_array_equal(models.embedding(features=features), diarizer.models.embedding(features=features))
 

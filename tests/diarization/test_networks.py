@@ -54,7 +54,11 @@ def test_segmentation(diarizer: Diarizer, checkpoints: tuple[Tensors, Tensors], 
     found = models.segmentation(folded=folded)[0]
     expected = segment_reference(checkpoints[0], window)
     assert found.shape == (FRAMES, len(CLASSES))
-    np.testing.assert_allclose(np.exp(found), np.exp(expected), atol=2e-4)
+    # The LSTM layers run on codes of 8 bits.
+    difference = np.abs(np.exp(found) - np.exp(expected))
+    assert difference.mean() < 0.005
+    assert difference.max() < 0.1
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.98
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -93,4 +97,6 @@ def test_embedding(diarizer: Diarizer, checkpoints: tuple[Tensors, Tensors], fra
     features = np.random.default_rng(frames).standard_normal((frames, 80)).astype(np.float32)
     found = diarizer.models.embedding(features=features[None])[0]
     expected = embed_reference(checkpoints[1], features)
-    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+    # Most layers run on codes of 8 bits.
+    assert found @ expected > 0.99 * np.linalg.norm(found) * np.linalg.norm(expected)
+    assert abs(np.linalg.norm(found) / np.linalg.norm(expected) - 1) < 0.05

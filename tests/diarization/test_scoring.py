@@ -108,6 +108,7 @@ def test_rttm_there_and_back(tmp_path: Path) -> None:
         ("SPEAKER a 1 nan 1 <NA> <NA> s <NA> <NA>", "is not a time"),
         ("SPEAKER a 1 0 inf <NA> <NA> s <NA> <NA>", "is not a time"),
         ("SPEAKER a 1 -1 1 <NA> <NA> s <NA> <NA>", "is not a time"),
+        ("hello, world", "line 1: 'hello,' begins no line of RTTM"),
     ],
 )
 def test_bad_rttm(tmp_path: Path, line: str, problem: str) -> None:
@@ -140,3 +141,6 @@ def test_command(tmp_path: Path) -> None:
     assert result.output.splitlines()[-1].split()[:3] == ["TOTAL", "75.00%", "75.00%"]
     result = CliRunner().invoke(der_command, [str(truth), str(guess), "--collar", "0", "--uem", str(uem), "--json"])
     assert '"total": 11.0' in result.output
+    truth.write_text("")
+    result = CliRunner().invoke(der_command, [str(truth), str(guess)])
+    assert "t.rttm holds no turns" in str(result.exception)

@@ -56,18 +56,21 @@ def _sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
-def _lstm(x: Array, tensors: Tensors, suffix: str) -> Array:
-    """One direction of one layer, (time, width) to (time, 128)."""
-    inputs = x @ tensors[f"lstm.weight_ih_{suffix}"].T.astype(np.float64)
-    inputs = inputs + tensors[f"lstm.bias_ih_{suffix}"] + tensors[f"lstm.bias_hh_{suffix}"]
-    recurrent = tensors[f"lstm.weight_hh_{suffix}"].T.astype(np.float64)
-    hidden, cell, outputs = np.zeros(128), np.zeros(128), []
-    for row in inputs:
-        enter, forget, new, leave = np.split(row + hidden @ recurrent, 4)
+def lstm_layer(x: Array, of_input: Array, of_state: Array, bias: Array) -> Array:
+    """One direction of one layer, (time, width) to (time, units)."""
+    units = of_state.shape[1]
+    hidden, cell, outputs = np.zeros(units), np.zeros(units), []
+    for row in x @ of_input.T.astype(np.float64) + bias:
+        enter, forget, new, leave = np.split(row + hidden @ of_state.T.astype(np.float64), 4)
         cell = _sigmoid(forget) * cell + _sigmoid(enter) * np.tanh(new)
         hidden = _sigmoid(leave) * np.tanh(cell)
         outputs.append(hidden)
     return np.stack(outputs)
+
+
+def _lstm(x: Array, tensors: Tensors, suffix: str) -> Array:
+    bias = tensors[f"lstm.bias_ih_{suffix}"] + tensors[f"lstm.bias_hh_{suffix}"]
+    return lstm_layer(x, tensors[f"lstm.weight_ih_{suffix}"], tensors[f"lstm.weight_hh_{suffix}"], bias)
 
 
 def segment_reference(tensors: Tensors, samples: Array) -> Array:

@@ -57,5 +57,11 @@ def write_transcript(
         OSError: it cannot be written.
     """
     destination = Path(path)
-    text = render(transcript, format or destination.suffix.lower().lstrip("."), shape)
+    kind = format or destination.suffix.lower().lstrip(".")
+    # RTTM names the sound, whose name the file has.
+    text = (
+        to_rttm(transcript, shape or LineShape(), destination.stem)
+        if kind == "rttm"
+        else render(transcript, kind, shape)
+    )
     write_atomically(destination, text)

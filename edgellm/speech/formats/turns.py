@@ -8,7 +8,7 @@ from edgellm.speech.formats.lines import LineShape
 from edgellm.speech.results import Transcript
 
 FILE = "audio"
-"""What a transcript, which does not know its file's name, calls it."""
+"""What the file is called where its name is not known."""
 
 
 def rttm_line(file: str, start: float, end: float, speaker: str) -> str:
@@ -18,10 +18,10 @@ def rttm_line(file: str, start: float, end: float, speaker: str) -> str:
     return f"SPEAKER {_word(file)} 1 {start:.3f} {end - start:.3f} <NA> <NA> {_word(speaker)} <NA> <NA>\n"
 
 
-def to_rttm(transcript: Transcript, shape: LineShape) -> str:
+def to_rttm(transcript: Transcript, shape: LineShape, file: str = FILE) -> str:
     """The turns of speakers as the segments have them; nothing where speakers were not told apart."""
     return "".join(
-        rttm_line(FILE, segment.start, segment.end, segment.speaker)
+        rttm_line(file, segment.start, segment.end, segment.speaker)
         for segment in transcript.segments
         if segment.speaker is not None and segment.end > segment.start
     )
