@@ -12,9 +12,7 @@ from edgellm.speech.settings import TranscriptionSettings
 
 def segment(start: float, count: int = 4, length: float = 0.3, probability: float = 0.9) -> TimedSegment:
     """So many words one after the other."""
-    words = [
-        TimedWord(f" w{n}", (n,), start + n * length, start + (n + 1) * length, probability) for n in range(count)
-    ]
+    words = [TimedWord(f" w{n}", (n,), start + n * length, start + (n + 1) * length, probability) for n in range(count)]
     return TimedSegment(start, start + count * length, tuple(words))
 
 
@@ -42,7 +40,9 @@ def test_silence_before_an_invented_beginning_is_skipped() -> None:
 def test_what_is_invented_between_silences_is_left_out() -> None:
     invented = segment(10.0, probability=0.1)
     assert believable([segment(1.0), invented, segment(20.0)], 0.0, 30.0, None, 2.0) == (1, 10.0)
-    assert believable([segment(1.0), invented], 0.0, 30.0, 12.0, 2.0) == (1, 12.0)  # nothing comes after it
+    assert believable([segment(1.0), invented], 0.0, 30.0, 14.0, 2.0) == (1, 10.0)
+    late = segment(28.5, probability=0.1)
+    assert believable([segment(1.0), late], 0.0, 30.0, 29.9, 2.0) == (1, 29.9)  # nothing comes after it
     near = segment(2.5, probability=0.1)  # right between words: improbable, but said
     assert believable([segment(1.0), near, segment(3.8)], 0.0, 30.0, None, 2.0) == (3, None)
 
