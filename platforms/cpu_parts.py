@@ -164,10 +164,19 @@ def cache_variant(layer: CacheLayer, cache_type: str) -> str:
     return f"{cache_type}_latent" if layer.values_in_keys else cache_type
 
 
-def kernel_names(graph: Graph, formats: dict[str, str], cache_type: str) -> set[str]:
-    """All kernels that a plan of this graph may call; ``formats`` gives the packed format of each weight."""
+def kernel_names(
+    graph: Graph, formats: dict[str, str], cache_type: str, fine: frozenset[str] | None = None
+) -> set[str]:
+    """All kernels that a plan of this graph may call.
+
+    Args:
+        graph: what is planned.
+        formats: the packed format of each weight.
+        cache_type: of keys and values.
+        fine: products that take activations in two parts, if these are not those of `fine_products`.
+    """
     names = {"quantize.all", "rows.select", "activation.add", "activation.scale"}
-    fine = fine_products(graph)
+    fine = fine_products(graph) if fine is None else fine
     for operation in graph.operations:
         match operation:
             case Linear():

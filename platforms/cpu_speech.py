@@ -18,7 +18,7 @@ from edgellm.platforms.choosing import BIAS, END, FIRST_TEXT, MOST_CANDIDATES, R
 from edgellm.platforms.cpu import CPUExecutor, Progress, _plan_array
 from edgellm.platforms.cpu_cache import CacheMemory
 from edgellm.platforms.cpu_parts import kernel_names
-from edgellm.platforms.cpu_speech_plan import DecoderPlanner, EncoderPlanner, source_blocks
+from edgellm.platforms.cpu_speech_plan import DecoderPlanner, EncoderPlanner, fine_speech_products, source_blocks
 from edgellm.platforms.cpu_tiles import Int8Tiles
 from edgellm.platforms.cpu_weights import read_vectors
 from edgellm.platforms.cpu_whole import WholeLayout, WholeMemory, supports
@@ -78,7 +78,9 @@ class CPUSpeechExecutor(CPUExecutor):
         return replace(self.graph, operations=self.encoder_graph.operations + self.graph.operations)
 
     def _kernel_names(self, formats: dict[str, str], cache_type: str) -> set[str]:
-        names = kernel_names(self.encoder_graph, formats, cache_type) | kernel_names(self.graph, formats, cache_type)
+        names = set()
+        for graph in (self.encoder_graph, self.graph):
+            names |= kernel_names(graph, formats, cache_type, fine_speech_products(graph))
         if self._whole is not None:
             kinds = ("store_f32", "store_q8", "attend_f32", "attend_q8")
             names |= {f"whole_attention.{kind}" for kind in kinds}

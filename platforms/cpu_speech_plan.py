@@ -14,7 +14,9 @@ from edgellm.graph import (
     Embedding,
     Graph,
     Input,
+    Linear,
     Operation,
+    SelectRows,
     StoreSource,
     Unfold,
 )
@@ -39,6 +41,21 @@ from edgellm.platforms.cpu_whole import WholeMemory
 
 FRAMES = OUTPUTS
 """The count of rows before the convolution that takes every other one: an encoder has no rows to choose."""
+
+
+def fine_speech_products(graph: Graph) -> frozenset[str]:
+    """Names of the products that take activations in two parts, of 16 bits together.
+
+    In a decoder all but the head: they are small, and rounding there harms most. The head has no time to wait for
+    memory where there are many hypotheses; nor has an encoder, with its many rows.
+    """
+    names = set()
+    for operation in graph.operations:
+        if isinstance(operation, SelectRows):
+            return frozenset(names)
+        if isinstance(operation, Linear):
+            names.add(operation.out.name)
+    return frozenset()
 
 
 def source_blocks(length: int) -> int:
@@ -93,6 +110,7 @@ class EncoderPlanner(Planner):
         self.source_slots = np.zeros(graph.source_length, np.int32)
         self.max_outputs = 2 * graph.source_length
         super().__init__(graph, matrices, vectors, cache_type, cache, threads, [Int8Tiles(graph.source_length)])
+        self._fine = fine_speech_products(graph)
         inputs = self.inputs
         inputs.rows[0], inputs.outputs[0] = graph.source_length, self.max_outputs
         inputs.positions[:] = graph.source_length - 1  # every row sees all
@@ -212,7 +230,7 @@ class DecoderPlanner(Planner):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._fine = frozenset()  # with many hypotheses the head has no time to wait for memory
+        self._fine = fine_speech_products(self._graph)
         self.sources = np.zeros(self.max_rows, np.int32)
         self._last_rows = np.full(self.max_rows, self._graph.source_length - 1, np.int32)
         self._table_stride = np.array([4 * source_blocks(self._graph.source_length)], np.int64)

@@ -1,7 +1,8 @@
 """Windows packed with speech, and the map from their times back to the times of the sound.
 
-Silence is cut out, what is left is laid side by side in windows of at most 30 s, Whisper's length. A ``TimeMap`` knows
-where each piece came from.
+Silence is cut out, what is left is laid side by side in windows of at most 30 s, Whisper's length. Pauses that are not
+long stay as far as a window has room for them, so that a short sound is heard as it is. A ``TimeMap`` knows where each
+piece came from.
 """
 
 from __future__ import annotations
@@ -21,18 +22,31 @@ from edgellm.speech.voice_activity import VoiceActivityDetector
 Samples = npt.NDArray[np.float32]
 
 WINDOW_SAMPLES = 30 * SAMPLE_RATE
+LONGEST_PAUSE = 2 * SAMPLE_RATE
+"""Longer silence is cut out in any case; it is what faster-whisper's voice activity begins to cut out."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Samples that were cut out of a sound as a whole; ``start`` is the sample of the sound they began at."""
+    """Samples that were cut out of a sound as a whole.
+
+    Attributes:
+        start: the sample of the sound they began at.
+        samples: 16 kHz mono.
+        speech: whether somebody speaks there, or there is a pause that may be left out.
+    """
 
     start: int
     samples: Samples
+    speech: bool = True
 
     @property
     def end(self) -> int:
         return self.start + len(self.samples)
+
+    def part(self, first: int, last: int) -> Piece:
+        """Its samples from one to before another."""
+        return Piece(self.start + first, self.samples[first:last], self.speech)
 
 
 class TimeMap:
@@ -40,22 +54,35 @@ class TimeMap:
 
     Args:
         stretches: of the sound, in order, not overlapping and none of them empty, as they were joined.
+        speech: of each stretch whether words may lie in it; by default in all.
     """
 
-    def __init__(self, stretches: Iterable[Stretch]) -> None:
+    def __init__(self, stretches: Iterable[Stretch], speech: Iterable[bool] | None = None) -> None:
         self.stretches = tuple(stretches)
+        spoken = (True,) * len(self.stretches) if speech is None else tuple(speech)
+        self._spoken = [number for number, is_speech in enumerate(spoken) if is_speech]
         self._cut: list[int] = [0]
         for before, stretch in zip((None, *self.stretches), self.stretches, strict=False):
             if stretch.end <= stretch.start or (before is not None and stretch.start < before.end):
                 raise ValueError("stretches must be in order and hold something")
             self._cut.append(self._cut[-1] + len(stretch))
-        if not self.stretches:
-            raise ValueError("a time map needs a stretch")
+        if not self._spoken:
+            raise ValueError("a time map needs a stretch with speech")
 
     @property
     def duration(self) -> float:
         """Seconds of the joined pieces."""
         return self._cut[-1] / SAMPLE_RATE
+
+    @property
+    def speech(self) -> tuple[Stretch, ...]:
+        """The stretches of the sound in which words may lie."""
+        return tuple(self.stretches[number] for number in self._spoken)
+
+    @property
+    def speech_end(self) -> float:
+        """Seconds of the joined pieces up to the end of speech."""
+        return self._cut[self._spoken[-1] + 1] / SAMPLE_RATE
 
     def start_time(self, seconds: float) -> float:
         """When something began: where two pieces meet, in the later one."""
@@ -68,11 +95,12 @@ class TimeMap:
         return self._original(max(bisect.bisect_left(self._cut, sample) - 1, 0), sample)
 
     def word_times(self, start: float, end: float) -> tuple[float, float]:
-        """Beginning and end of a word. It lies in one piece, the one that holds most of it, so in no cut silence."""
+        """Beginning and end of a word.
+
+        It lies in one stretch of speech, the one that holds most of it or is nearest, so in no silence.
+        """
         first, last = self._clamped(start), self._clamped(max(start, end))
-        low = min(bisect.bisect_right(self._cut, first) - 1, len(self.stretches) - 1)
-        high = max(bisect.bisect_left(self._cut, last) - 1, low)
-        best = max(range(low, high + 1), key=lambda i: min(last, self._cut[i + 1]) - max(first, self._cut[i]))
+        best = max(self._spoken, key=lambda i: (min(last, self._cut[i + 1]) - max(first, self._cut[i]), i))
         inside = (min(max(sample, self._cut[best]), self._cut[best + 1]) for sample in (first, last))
         begun, ended = (self._original(best, sample) for sample in inside)
         return begun, ended
@@ -104,23 +132,37 @@ class Window:
         return self.time_map.stretches[-1].end_seconds
 
 
-def cut_speech(blocks: Iterable[Samples], detector: VoiceActivityDetector, offset: int = 0) -> Iterator[Piece]:
-    """The stretches of speech in a stream, each as soon as it is over. Holds what is not decided yet, no more.
+def cut_speech(
+    blocks: Iterable[Samples], detector: VoiceActivityDetector, offset: int = 0, longest_pause: int = LONGEST_PAUSE
+) -> Iterator[Piece]:
+    """The stretches of speech in a stream, each as soon as it is over, with the pauses before, between and after them.
+
+    Holds what is not decided yet, no more.
 
     Args:
         blocks: 16 kHz mono samples.
         detector: not used before; its ``max_speech_duration_s`` bounds the memory this takes.
         offset: sample of the sound at which the stream begins; pieces tell the place in the sound.
+        longest_pause: samples of a pause at most; longer silence is left out as a whole.
     """
     kept = np.empty(0, np.float32)
-    begins = 0
+    begins = told = 0
+
+    def cut(start: int, end: int, speech: bool) -> Piece:
+        return Piece(offset + start, kept[start - begins : end - begins].copy(), speech)
+
     for block, stretches in _with_stretches(blocks, detector):
         kept = np.concatenate((kept, block))
         for stretch in stretches:
-            yield Piece(offset + stretch.start, kept[stretch.start - begins : stretch.end - begins].copy())
-        drop = min(detector.settled - begins, len(kept))
+            if 0 < stretch.start - told <= longest_pause:
+                yield cut(told, stretch.start, speech=False)
+            yield cut(stretch.start, stretch.end, speech=True)
+            told = stretch.end
+        drop = min(max(told, detector.settled - longest_pause) - begins, len(kept))
         if drop > 0:
             kept, begins = kept[drop:], begins + drop
+    if 0 < told < detector.samples <= told + longest_pause:
+        yield cut(told, detector.samples, speech=False)
 
 
 def _with_stretches(
@@ -132,7 +174,9 @@ def _with_stretches(
 
 
 def pack(pieces: Iterable[Piece], max_samples: int = WINDOW_SAMPLES) -> Iterator[Window]:
-    """Windows of at most ``max_samples``, each as full as whole pieces make it; longer pieces are cut.
+    """Windows of at most ``max_samples``, each as full as whole pieces of speech make it; longer ones are cut.
+
+    Pauses get what room is left, and are shortened alike where it is too little. That between two windows is halved.
 
     Raises:
         InvalidSettingError: a window of less than a second was asked for.
@@ -142,21 +186,46 @@ def pack(pieces: Iterable[Piece], max_samples: int = WINDOW_SAMPLES) -> Iterator
     waiting: list[Piece] = []
     count = 0
     for piece in _no_longer_than(pieces, max_samples):
-        if count + len(piece.samples) > max_samples:
-            yield _window(waiting)
-            waiting, count = [], 0
+        if piece.speech and count + len(piece.samples) > max_samples:
+            pause = waiting.pop() if not waiting[-1].speech else piece.part(0, 0)
+            half = len(pause.samples) // 2
+            yield _window([*waiting, pause.part(0, half)], max_samples)
+            waiting, count = [pause.part(half, len(pause.samples))], 0
         waiting.append(piece)
-        count += len(piece.samples)
-    if waiting:
-        yield _window(waiting)
+        count += len(piece.samples) if piece.speech else 0
+    if count:
+        yield _window(waiting, max_samples)
 
 
 def _no_longer_than(pieces: Iterable[Piece], most: int) -> Iterator[Piece]:
     for piece in pieces:
         for first in range(0, len(piece.samples), most):
-            yield Piece(piece.start + first, piece.samples[first : first + most])
+            yield piece.part(first, first + most)
 
 
-def _window(pieces: list[Piece]) -> Window:
-    samples = pieces[0].samples if len(pieces) == 1 else np.concatenate([piece.samples for piece in pieces])
-    return Window(samples, TimeMap(Stretch(piece.start, piece.end) for piece in pieces))
+def _window(pieces: list[Piece], most: int) -> Window:
+    """One of pieces whose speech fits, with what there is room for of their pauses."""
+    room = most - sum(len(piece.samples) for piece in pieces if piece.speech)
+    longest = _share(room, [len(piece.samples) for piece in pieces if not piece.speech])
+    kept: list[Piece] = []
+    for number, piece in enumerate(pieces):
+        length = len(piece.samples)
+        if piece.speech or length <= longest:
+            kept.append(piece)
+            continue
+        after = longest if number == 0 else 0 if number + 1 == len(pieces) else longest // 2
+        kept += [piece.part(0, longest - after), piece.part(length - after, length)]
+    kept = [piece for piece in kept if len(piece.samples)]
+    samples = kept[0].samples if len(kept) == 1 else np.concatenate([piece.samples for piece in kept])
+    stretches = [Stretch(piece.start, piece.end) for piece in kept]
+    return Window(samples, TimeMap(stretches, [piece.speech for piece in kept]))
+
+
+def _share(room: int, wishes: list[int]) -> int:
+    """How much each may have at most, so that all of them together keep to the room."""
+    left = len(wishes)
+    for wish in sorted(wishes):
+        if wish * left > room:
+            return room // left
+        room, left = room - wish, left - 1
+    return max(wishes, default=0)

@@ -24,6 +24,7 @@ class TranscriptionSettings:
 
     Attributes:
         language: code or name; None detects it in the first window.
+        multilingual: detect it in each window.
         task: "transcribe", or "translate" into English.
         beam_size: hypotheses kept at temperature 0; 1 is greedy.
         best_of: samples at other temperatures, of which the likeliest is taken. Each token is drawn from the 16
@@ -35,8 +36,8 @@ class TranscriptionSettings:
         compression_ratio_threshold: text that zlib shrinks by more counts as repetition; None: no such check.
         logprob_threshold: text whose tokens have a lower mean log-probability counts as failed; None: no such check.
         no_speech_threshold: a window this likely to be silence, and improbable as text, is left out; None: none is.
-        condition_on_previous_text: give each window the text before it as a prompt. None: yes where windows are
-            decoded one after another, no where several are decoded at once, which cannot know each other's text.
+        condition_on_previous_text: give each window the text before it as a prompt. None: where several are decoded
+            at once, which cannot know each other's text, only what goes on in the same window.
         prompt_reset_on_temperature: text decoded at a higher temperature is not given to later windows.
         initial_prompt: text before the first window: names, spelling, style.
         carry_initial_prompt: give it to every window.
@@ -47,6 +48,8 @@ class TranscriptionSettings:
         without_timestamps: text alone, one segment a window.
         max_initial_timestamp: seconds within which the first segment of a window begins.
         word_timestamps: find the times of each word.
+        hallucination_silence_threshold: with word_timestamps, leave out what looks invented beside so many seconds of
+            silence, and go on behind the silence; None: believe all.
         prepend_punctuations: signs that belong to the word after them.
         append_punctuations: signs that belong to the word before them.
         clip_timestamps: seconds (start, end, start, end, ...) of the parts to transcribe; the last end may be left
@@ -63,6 +66,7 @@ class TranscriptionSettings:
     """
 
     language: str | None = None
+    multilingual: bool = False
     task: Task = "transcribe"
     beam_size: int = 5
     best_of: int = 5
@@ -83,6 +87,7 @@ class TranscriptionSettings:
     without_timestamps: bool = False
     max_initial_timestamp: float | None = 1.0
     word_timestamps: bool = False
+    hallucination_silence_threshold: float | None = None
     prepend_punctuations: str = _DEFAULT_PREPEND
     append_punctuations: str = _DEFAULT_APPEND
     clip_timestamps: tuple[float, ...] = ()
@@ -113,12 +118,15 @@ class TranscriptionSettings:
             ("max_initial_timestamp", 0.0, 30.0),
             ("repetition_penalty", 0.01, 100.0),
             ("no_repeat_ngram_size", 0, 1000), ("prompt_reset_on_temperature", 0.0, 100.0),
+            ("hallucination_silence_threshold", 0.0, 3600.0),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise InvalidSettingError(f"{name} is {value}", f"use {low:g} to {high:g}")
         if not self.temperature or not all(0 <= value <= 10 for value in self.temperature):
             raise InvalidSettingError(f"temperature is {self.temperature}", "use one or more values from 0 to 10")
+        if self.hallucination_silence_threshold is not None and not self.word_timestamps:
+            raise InvalidSettingError("hallucination_silence_threshold needs word_timestamps")
         self._check_clips(self.clip_timestamps)
 
     @staticmethod

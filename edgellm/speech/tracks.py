@@ -3,6 +3,7 @@ speech, or a whole stream."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -14,14 +15,20 @@ from edgellm.speech.packing import Window
 
 Samples = npt.NDArray[np.float32]
 
+_FULL_SECONDS = 25.0
+"""Whisper, trained on 30 s out of the midst of speech, takes the last words of a longer window to be cut off."""
+
 
 class Track(Protocol):
     """Sound by the seconds within it, and what these are in the original sound.
 
-    ``whole`` tells that no window of it cuts speech off.
+    Attributes:
+        full: it is one window that speech fills to its end, without being cut off there.
+        speech_end: second from which on nobody speaks, if that is known; else infinite.
     """
 
-    whole: bool
+    full: bool
+    speech_end: float
 
     def read(self, start: float, samples: int) -> Samples:
         """Up to so many samples from a second on, which never goes back; none where the track has ended."""
@@ -39,10 +46,10 @@ class Track(Protocol):
 class PackedTrack:
     """A window packed with speech."""
 
-    whole = True
-
     def __init__(self, window: Window) -> None:
         self._samples, times = window.samples, window.time_map
+        self.speech_end = times.speech_end
+        self.full = self.speech_end > _FULL_SECONDS
         self.start_time, self.end_time, self.word_times = times.start_time, times.end_time, times.word_times
 
     def read(self, start: float, samples: int) -> Samples:
@@ -59,7 +66,8 @@ class StreamTrack:
         offset: second of the original sound at which it begins.
     """
 
-    whole = False
+    full = False
+    speech_end = math.inf
 
     def __init__(self, blocks: Iterator[Samples], offset: float = 0.0) -> None:
         self._blocks, self._offset = blocks, offset

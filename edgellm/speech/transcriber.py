@@ -113,7 +113,7 @@ class Transcriber:
             tracks = itertools.chain([first], tracks)
             if settings.language is None:
                 language, probability = self._language(first)
-            condition = settings.condition_on_previous_text is not False and not side_by_side
+            condition = settings.condition_on_previous_text is not False
             decoder = WindowDecoder(self.model, settings, language, condition, clock)
             at_once = settings.batch_size if side_by_side else 1
             for segment in transcribe_tracks(decoder, tracks, at_once, shared=not side_by_side):

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from edgellm.audio import SAMPLE_RATE
 from edgellm.speech.alignment import TimedWord, fit_to_segment, merge_punctuation, shorten
 from edgellm.speech.decoding import Decoded, Request
+from edgellm.speech.hallucination import TimedSegment, believable
 from edgellm.speech.model import WhisperModel
 from edgellm.speech.results import Segment, Word
-from edgellm.speech.segmentation import REST_SECONDS, Part, compression_ratio, split
+from edgellm.speech.segmentation import REST_SECONDS, Part, compression_ratio, ends_complete, split
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.tokens import SECONDS_PER_TIMESTAMP
 from edgellm.speech.tracks import Track
@@ -34,9 +35,15 @@ class Clock:
 
 @dataclass
 class History:
-    """What was said so far, as tokens; what stands before ``begins`` is not given to later windows."""
+    """What was said so far, as tokens.
+
+    Attributes:
+        tokens: the first ``prompted`` of them are the initial prompt.
+        begins: what stands before is not given to later windows.
+    """
 
     tokens: list[int] = field(default_factory=list)
+    prompted: int = 0
     begins: int = 0
 
 
@@ -46,6 +53,8 @@ class Running:
 
     track: Track
     history: History
+    first: bool
+    """Whether it is the sound's first."""
     seek: float = 0.0
     spoken_until: float = 0.0
     done: bool = False
@@ -54,11 +63,17 @@ class Running:
 
 @dataclass(frozen=True)
 class Heard:
-    """A window that was read: the track it is of, and its length in seconds."""
+    """A window that was read: the track it is of, its length in seconds, and the code of its language."""
 
     running: Running
     window: int
     seconds: float
+    language: str
+
+    @property
+    def spoken(self) -> float:
+        """Seconds up to which there may be speech."""
+        return min(self.seconds, self.running.track.speech_end - self.running.seek)
 
 
 class WindowDecoder:
@@ -67,8 +82,8 @@ class WindowDecoder:
     Args:
         model: the model.
         settings: how to transcribe; the language is known.
-        language: code of the language.
-        condition: whether windows get the text before them.
+        language: code of the language, unless it is detected in each window.
+        condition: whether windows get the text before them in their history.
         clock: gets the seconds spent.
     """
 
@@ -81,15 +96,14 @@ class WindowDecoder:
         self._decoder = model.decoder(settings)
         self._aligner = self._decoder.aligner(model.graphs.alignment_heads)
         self._half = model.graphs.decoder.context_length // 2 - 1
-        self._start = self._tokens.start_sequence(language, settings.task, not settings.without_timestamps)
+        self._start_sequence(language)
         self._initial = self._tokens.encode(f" {settings.initial_prompt.strip()}") if settings.initial_prompt else []
         self._hotwords = self._tokens.encode(f" {settings.hotwords.strip()}") if settings.hotwords else []
         self._prefix = self._tokens.encode(f" {settings.prefix.strip()}")[: self._half] if settings.prefix else []
-        self._first = True
 
-    def history(self) -> History:
-        """A new one, which begins with the initial prompt."""
-        return History(list(self._initial))
+    def history(self, first: bool) -> History:
+        """A new one; that of the sound's first track begins with the initial prompt."""
+        return History(list(self._initial), len(self._initial)) if first else History()
 
     def advance(self, tracks: Sequence[Running]) -> None:
         """One window more of each track."""
@@ -100,14 +114,14 @@ class WindowDecoder:
         requests = [self._request(window) for window in heard]
         results = self._decode(requests)
         self._clock.decoder += time.perf_counter() - begun
-        self._first = False
         for window, result in zip(heard, results, strict=True):
             self._take(window, result)
 
     def _hear(self, number: int, running: Running) -> Heard | None:
         """Read and encode the next window of a track."""
         samples = running.track.read(running.seek, self._model.window_samples)
-        if len(samples) < _SHORTEST * SAMPLE_RATE and (running.seek > 0 or not len(samples)):
+        left = min(len(samples) / SAMPLE_RATE, running.track.speech_end - running.seek)
+        if left < _SHORTEST and (running.seek > 0 or not len(samples)):
             running.done = True
             return None
         begun = time.perf_counter()
@@ -116,16 +130,24 @@ class WindowDecoder:
         self._model.encode(frames, number)
         self._clock.features += read - begun
         self._clock.encoder += time.perf_counter() - read
-        return Heard(running, number, len(samples) / SAMPLE_RATE)
+        language = self._language
+        if self._settings.multilingual:
+            language = next(iter(self._model.detect_language(number)))
+        return Heard(running, number, len(samples) / SAMPLE_RATE, language)
 
     # -- decoding -----------------------------------------------------------------------------------------------
 
+    def _start_sequence(self, language: str) -> list[int]:
+        settings = self._settings
+        return self._tokens.start_sequence(language, settings.task, not settings.without_timestamps)
+
     def _request(self, heard: Heard) -> Request:
         """The prompt of a window: hotwords and text before it, the start of a transcript, a prefix."""
-        history = heard.running.history
-        before = history.tokens[history.begins :] if self._condition else self._initial if self._first else []
+        running, history = heard.running, heard.running.history
+        at_first = running.first and running.seek == 0
+        before = history.tokens[history.begins :] if self._condition or at_first else []
         if self._settings.carry_initial_prompt and self._initial:
-            before = [*self._initial, *before[len(self._initial) if history.begins == 0 else 0 :]]
+            before = [*self._initial, *before[history.prompted if history.begins == 0 else 0 :]]
         hot = [] if self._prefix else self._hotwords[: self._half]
         room = self._half - len(hot)
         kept = before[-room:] if room > 0 else []
@@ -133,13 +155,13 @@ class WindowDecoder:
             kept = [*self._initial, *before[len(self._initial) - room :]]
         prompt = [self._tokens.previous, *hot, *kept] if hot or kept else []
         start = len(prompt)
-        prompt += self._start
-        if self._prefix and self._first:
+        prompt += self._start_sequence(heard.language)
+        if self._prefix and at_first:
             stamp = [] if self._settings.without_timestamps else [self._tokens.timestamps]
             prompt += [*stamp, *self._prefix]
         goes_on = 0
-        if heard.running.track.whole:
-            goes_on = self._tokens.timestamps + math.ceil((heard.seconds - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
+        if running.track.full:
+            goes_on = self._tokens.timestamps + math.ceil((heard.spoken - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
         return Request(heard.window, tuple(prompt), start, goes_on)
 
     def _decode(self, requests: Sequence[Request]) -> list[Decoded]:
@@ -183,8 +205,13 @@ class WindowDecoder:
         if self._is_silence(result):
             running.seek += heard.seconds
             return
-        parts, advance = split(result.tokens, self._tokens.timestamps, heard.seconds, running.track.whole)
-        segments = self._segments(heard, result, parts)
+        seconds = heard.spoken if running.track.full else heard.seconds
+        parts, advance = split(result.tokens, self._tokens.timestamps, seconds, running.track.full)
+        words: dict[Part, TimedSegment] = {}
+        if self._settings.word_timestamps:
+            words = self._words(heard, result, parts)
+            parts, advance = self._heard_words(heard, result, parts, words, advance)
+        segments = self._segments(heard, result, parts, words)
         running.ready += segments
         history = running.history
         for segment in segments:
@@ -193,44 +220,64 @@ class WindowDecoder:
             history.begins = len(history.tokens)
         running.seek += advance if advance > 0 else heard.seconds
 
-    def _segments(self, heard: Heard, result: Decoded, parts: Sequence[Part]) -> list[Segment]:
+    def _heard_words(
+        self, heard: Heard, result: Decoded, parts: list[Part], words: dict[Part, TimedSegment], advance: float
+    ) -> tuple[list[Part], float]:
+        """The segments that are believed, and where to go on: behind the last word if more words follow it."""
+        running, threshold = heard.running, self._settings.hallucination_silence_threshold
+        timed = [words.get(part, TimedSegment(part.start, part.end, ())) for part in parts]
+        last = next((segment.end for segment in reversed(timed) if segment.words), 0.0)
+        if last > 0 and not running.track.full and not ends_complete(result.tokens, self._tokens.timestamps):
+            advance = last
+        if threshold is not None:
+            whole = self._model.window_samples / SAMPLE_RATE
+            end = heard.spoken if heard.spoken < whole else None
+            count, behind = believable(timed, running.spoken_until - running.seek, whole, end, threshold)
+            parts, timed, advance = parts[:count], timed[:count], advance if behind is None else behind
+        last = next((segment.end for segment in reversed(timed) if segment.words), 0.0)
+        if last > 0:
+            running.spoken_until = running.seek + last
+        return parts, advance
+
+    def _segments(
+        self, heard: Heard, result: Decoded, parts: Sequence[Part], words: dict[Part, TimedSegment]
+    ) -> list[Segment]:
         ratio = compression_ratio(self._tokens.text(result.tokens).strip())
-        kept = [part for part in parts if self._tokens.text(part.tokens).strip() and part.start < part.end]
-        words = self._words(heard, result, parts) if self._settings.word_timestamps else {}
         track, seek = heard.running.track, heard.running.seek
         found = []
-        for part in kept:
-            timed, start, end = words.get(part, ((), part.start, part.end))
-            begin = track.start_time(seek + min(start, heard.seconds))
-            finish = max(begin, track.end_time(seek + min(end, heard.seconds)))
-            if timed:
-                begin, finish = timed[0].start, max(timed[0].start, timed[-1].end)
+        for part in parts:
+            text, timed = self._tokens.text(part.tokens), words.get(part)
+            if not text.strip() or part.start >= part.end:
+                continue
+            placed = tuple(self._placed(heard.running, word) for word in timed.words) if timed else ()
+            if placed:
+                begin, finish = placed[0].start, max(placed[0].start, placed[-1].end)
+            else:
+                begin = track.start_time(seek + min(part.start, heard.seconds))
+                finish = max(begin, track.end_time(seek + min(part.end, heard.seconds)))
             found.append(
                 Segment(
-                    0, begin, finish, self._tokens.text(part.tokens), part.tokens, result.temperature,
-                    result.average_log_probability, ratio, result.no_speech_probability, timed,
-                    round(track.start_time(seek) * _FRAMES_PER_SECOND),
+                    0, begin, finish, text, part.tokens, result.temperature, result.average_log_probability, ratio,
+                    result.no_speech_probability, placed, round(track.start_time(seek) * _FRAMES_PER_SECOND),
                 )
             )  # fmt: skip
         return found
 
-    def _words(
-        self, heard: Heard, result: Decoded, parts: Sequence[Part]
-    ) -> dict[Part, tuple[tuple[Word, ...], float, float]]:
-        """Of each segment its words, in times of the sound, and its times in the window."""
+    def _words(self, heard: Heard, result: Decoded, parts: Sequence[Part]) -> dict[Part, TimedSegment]:
+        """Of each segment its words."""
         begun = time.perf_counter()
         settings, tokens, running = self._settings, self._tokens, heard.running
-        start = tokens.start_sequence(self._language, settings.task, timestamps=False)
+        start = tokens.start_sequence(heard.language, settings.task, timestamps=False)
         pairs = zip(result.tokens, result.log_probabilities, strict=True)
         spoken = [(token, score) for token, score in pairs if token < tokens.end]
         text = [token for token, _ in spoken]
         aligned = self._aligner.align(
-            heard.window, start, text, [score for _, score in spoken], heard.seconds, self._language
+            heard.window, start, text, [score for _, score in spoken], heard.seconds, heard.language
         )
         aligned, median = shorten(aligned)
         aligned = merge_punctuation(aligned, settings.prepend_punctuations, settings.append_punctuations)
-        found: dict[Part, tuple[tuple[Word, ...], float, float]] = {}
-        number = 0
+        found: dict[Part, TimedSegment] = {}
+        number, until = 0, running.spoken_until - running.seek
         for part in parts:
             left = sum(token < tokens.end for token in part.tokens)
             own: list[TimedWord] = []
@@ -239,10 +286,8 @@ class WindowDecoder:
                 left -= len(aligned[number].tokens)
                 number += 1
             if own:
-                until = running.spoken_until - running.seek
-                own, first, last = fit_to_segment(own, part.start, part.end, until, median)
-                running.spoken_until = running.seek + last
-                found[part] = tuple(self._placed(running, word) for word in own), first, last
+                own, first, until = fit_to_segment(own, part.start, part.end, until, median)
+                found[part] = TimedSegment(first, until, tuple(own))
         self._clock.alignment += time.perf_counter() - begun
         return found
 
@@ -263,8 +308,8 @@ def transcribe_tracks(decoder: WindowDecoder, tracks: Iterator[Track], at_once: 
         shared: whether each track goes on with the text of the one before.
     """
     running: list[Running] = []
-    common = decoder.history()
-    ended = False
+    common = decoder.history(first=True)
+    ended, first = False, True
     number = 0
     while True:
         while not ended and sum(not one.done for one in running) < at_once:
@@ -272,7 +317,8 @@ def transcribe_tracks(decoder: WindowDecoder, tracks: Iterator[Track], at_once: 
             if track is None:
                 ended = True
             else:
-                running.append(Running(track, common if shared else decoder.history()))
+                running.append(Running(track, common if shared else decoder.history(first), first))
+                first = False
         if not running:
             return
         decoder.advance([one for one in running if not one.done])

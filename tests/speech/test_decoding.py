@@ -184,11 +184,11 @@ def test_segments_of_a_window() -> None:
     assert reached == 30.0
     parts, reached = split([*tokens, T0 + 100, 4], T0, 30.0)
     assert (len(parts), reached) == (2, 2.0)  # what follows was cut off
-    parts, reached = split([*tokens, T0 + 100, 4], T0, 3.0, whole=True)
+    parts, reached = split([*tokens, T0 + 100, 4], T0, 3.0, full=True)
     assert [(part.start, part.end) for part in parts[2:]] == [(2.0, 3.0)]
     assert reached == 3.0
-    assert split([*tokens, T0 + 100], T0, 2.0 + REST_SECONDS / 2, whole=True)[1] == 2.0 + REST_SECONDS / 2
-    assert split([*tokens, T0 + 100], T0, 2.0 + 2 * REST_SECONDS, whole=True)[1] == 2.0
+    assert split([*tokens, T0 + 100], T0, 2.0 + REST_SECONDS / 2, full=True)[1] == 2.0 + REST_SECONDS / 2
+    assert split([*tokens, T0 + 100], T0, 2.0 + 2 * REST_SECONDS, full=True)[1] == 2.0
     assert split([1, 2], T0, 5.0) == ([split([1, 2], T0, 5.0)[0][0]], 5.0)
     assert split([], T0, 5.0)[1] == 5.0
 

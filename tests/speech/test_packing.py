@@ -15,6 +15,7 @@ from edgellm.speech.packing import WINDOW_SAMPLES, Piece, TimeMap, cut_speech, p
 from edgellm.speech.stretches import FRAME, Stretch
 from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivitySettings
 
+LONGEST = 12_000
 STRETCHES = st.lists(st.tuples(st.integers(0, 50_000), st.integers(1, 60_000)), min_size=1, max_size=8)
 
 
@@ -122,7 +123,51 @@ def test_a_stream_is_cut_as_the_whole_is(gaps: list[tuple[int, int]], sizes: lis
     whole = VoiceActivityDetector(Loudness(), chosen)  # type: ignore[arg-type]
     expected = whole.push(sound) + whole.flush()
     detector = VoiceActivityDetector(Loudness(), chosen)  # type: ignore[arg-type]
-    pieces = list(cut_speech(blocks(), detector, offset=1000))
-    assert [Stretch(piece.start - 1000, piece.end - 1000) for piece in pieces] == expected
-    for piece, stretch in zip(pieces, expected, strict=True):
-        assert np.array_equal(piece.samples, sound[stretch.start : stretch.end])
+    pieces = list(cut_speech(blocks(), detector, offset=1000, longest_pause=LONGEST))
+    spoken = [piece for piece in pieces if piece.speech]
+    assert [Stretch(piece.start - 1000, piece.end - 1000) for piece in spoken] == expected
+    for piece in pieces:
+        assert np.array_equal(piece.samples, sound[piece.start - 1000 : piece.end - 1000])
+    edges = [0, *(edge for stretch in expected for edge in (stretch.start, stretch.end)), len(sound)]
+    pauses = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if 0 < b - a <= LONGEST] if expected else []
+    assert [(piece.start - 1000, piece.end - 1000) for piece in pieces if not piece.speech] == pauses
+
+
+PAUSES = st.lists(st.tuples(st.integers(0, 30_000), st.integers(1, 60_000)), min_size=1, max_size=12)
+
+
+@given(PAUSES, st.integers(0, 30_000), st.sampled_from([20_000, 100_000, WINDOW_SAMPLES]))
+def test_pauses_get_the_room_that_speech_leaves(gaps: list[tuple[int, int]], tail: int, most: int) -> None:
+    spoken = laid_out(gaps)
+    sound = np.arange(spoken[-1].end + tail, dtype=np.float32)
+    pieces, place = [], 0
+    for stretch in spoken:
+        pieces += [
+            Piece(place, sound[place : stretch.start], False),
+            Piece(stretch.start, sound[stretch.start : stretch.end]),
+        ]
+        place = stretch.end
+    windows = list(pack([piece for piece in (*pieces, Piece(place, sound[place:], False)) if len(piece.samples)], most))
+    assert all(0 < len(window.samples) <= most for window in windows)
+    for window in windows:
+        assert window.samples.tolist() == [v for s in window.time_map.stretches for v in range(s.start, s.end)]
+    heard = set(np.concatenate([window.samples for window in windows]).tolist())
+    assert all(set(range(s.start, s.end)) <= heard for s in spoken)
+    if len(sound) <= most:
+        assert len(windows) == 1
+        assert np.array_equal(windows[0].samples, sound)
+        assert windows[0].time_map.speech_end == spoken[-1].end / 16_000
+    for window in windows:  # no room is wasted while pauses are short of it
+        if len(windows) == 1 and len(sound) > most:
+            assert len(window.samples) > most - 2 * len(pieces)
+
+
+def test_words_lie_in_speech_where_pauses_are_kept() -> None:
+    time_map = TimeMap([Stretch(0, 16_000), Stretch(16_000, 48_000), Stretch(48_000, 64_000)], [True, False, True])
+    assert time_map.word_times(0.5, 2.0) == (0.5, 1.0)
+    assert time_map.word_times(1.2, 1.6) == (1.0, 1.0)
+    assert time_map.word_times(2.4, 2.8) == (3.0, 3.0)
+    assert time_map.word_times(2.4, 3.2) == (3.0, 3.2)
+    assert time_map.start_time(2.0) == 2.0
+    with pytest.raises(ValueError, match="speech"):
+        TimeMap([Stretch(0, 16_000)], [False])

@@ -76,7 +76,7 @@ def test_windows_of_a_long_sound(model: VoiceActivityModel, shared: Path) -> Non
     samples = np.tile(load_audio(shared / "audio" / "jfk.flac"), 12)
     blocks = np.split(samples, range(16_000, len(samples), 16_000))
     windows = list(pack(cut_speech(blocks, VoiceActivityDetector(model))))
-    assert [stretch for window in windows for stretch in window.time_map.stretches] == find_speech(samples, model)
+    assert [stretch for window in windows for stretch in window.time_map.speech] == find_speech(samples, model)
     assert all(len(window.samples) <= 480_000 for window in windows)
     assert all(len(window.samples) > 20 * 16_000 for window in windows[:-1])
 
