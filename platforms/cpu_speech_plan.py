@@ -49,7 +49,7 @@ def fine_speech_products(graph: Graph) -> frozenset[str]:
     In a decoder all but the head: they are small, and rounding there harms most. The head has no time to wait for
     memory where there are many hypotheses; nor has an encoder, with its many rows.
     """
-    names = set()
+    names: set[str] = set()
     for operation in graph.operations:
         if isinstance(operation, SelectRows):
             return frozenset(names)

@@ -6,6 +6,7 @@ Runs under an interpreter that has the peer and need not have edgellm, so it imp
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -24,9 +25,8 @@ def peak_bytes() -> int:
 
 def faster_whisper(model: str, threads: int, beams: int) -> Callable[[Any], str]:
     """Its fastest way on a processor: int8, and windows that are not told the text before them, as edgellm does it."""
-    from faster_whisper import WhisperModel
-
-    loaded = WhisperModel(model, device="cpu", compute_type="int8", cpu_threads=threads)
+    peer = importlib.import_module("faster_whisper")
+    loaded = peer.WhisperModel(model, device="cpu", compute_type="int8", cpu_threads=threads)
 
     def run(samples: Any) -> str:
         segments, _ = loaded.transcribe(samples, language="en", beam_size=beams, condition_on_previous_text=False)
@@ -37,10 +37,9 @@ def faster_whisper(model: str, threads: int, beams: int) -> Callable[[Any], str]
 
 def whisper_cpp(model: str, threads: int, beams: int) -> Callable[[Any], str]:
     """By its usual options."""
-    from pywhispercpp.model import Model
-
+    peer = importlib.import_module("pywhispercpp.model")
     strategy = {"params_sampling_strategy": 1} if beams > 1 else {}
-    loaded = Model(model, n_threads=threads, print_progress=False, print_realtime=False, language="en", **strategy)
+    loaded = peer.Model(model, n_threads=threads, print_progress=False, print_realtime=False, language="en", **strategy)
 
     def run(samples: Any) -> str:
         options = {"beam_search": {"beam_size": beams, "patience": -1.0}} if beams > 1 else {}
