@@ -173,12 +173,12 @@ def open_audio(
 
     Raises:
         CorruptFileError: it is no sound file, or a damaged one.
-        InvalidSettingError: start or end are no times, or the array is no sound.
+        InvalidSettingError: start or end are no times, or the source is neither a path nor an array of sound.
         EdgeLLMError: a package is missing, or the file cannot be read.
     """
     _check_range(start, end)
     whole, channel = (source.source, source.number) if isinstance(source, Channel) else (source, None)
-    decoder = ArrayDecoder(whole, sample_rate) if isinstance(whole, np.ndarray) else _open_file(Path(whole))
+    decoder = _open_source(whole, sample_rate)
     if channel is not None and not 0 <= channel < decoder.info.channels:
         decoder.close()
         raise InvalidSettingError(f"{decoder.info.name} has no channel {channel}: it has {decoder.info.channels}")
@@ -206,6 +206,18 @@ def _check_range(start: float, end: float | None) -> None:
             raise InvalidSettingError(f"{name} is a time in seconds, 0 or later, not {value}")
     if end is not None and not (math.isfinite(end) and end > start):
         raise InvalidSettingError(f"the end, {end:g} s, does not lie after the start, {start:g} s")
+
+
+def _open_source(source: object, sample_rate: int) -> Decoder:
+    """A list is refused rather than converted: of whole numbers it does not tell how loud they can be."""
+    if isinstance(source, np.ndarray):
+        return ArrayDecoder(source, sample_rate)
+    if isinstance(source, str | os.PathLike):
+        return _open_file(Path(source))
+    raise InvalidSettingError(
+        f"a sound is the path of one file or a NumPy array of samples, not a {type(source).__name__}",
+        "np.asarray(samples, np.float32) makes an array of samples from -1 to 1",
+    )
 
 
 def _open_file(path: Path) -> Decoder:

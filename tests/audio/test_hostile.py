@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgellm.audio import load_audio, open_audio
-from edgellm.errors import CorruptFileError, EdgeLLMError
+from edgellm.errors import CorruptFileError, EdgeLLMError, InvalidSettingError
 
 ONE_LINE = "[^\n]+"
 
@@ -68,6 +68,12 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
         with pytest.raises(EdgeLLMError) as caught:
             load_audio(path)
         assert message in str(caught.value) or "there is no file" in str(caught.value)
+
+
+@pytest.mark.parametrize("source", [[0.0, 0.1], ["a.wav", "b.wav"], b"a.wav", None, 3, (0.0,)])
+def test_things_that_are_neither_paths_nor_arrays(source: object) -> None:
+    with pytest.raises(InvalidSettingError, match=f"NumPy array of samples, not a {type(source).__name__}; np.asarray"):
+        load_audio(source)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 192_000])
