@@ -47,16 +47,18 @@ def window() -> NDArray[np.float64]:
 
 
 def around(samples: Float32Array, frames: int) -> Float32Array:
-    """Samples with what the first and last frames reach beyond them: mirrored before, and zeros after.
+    """Samples, and zeros up to ``160 * frames`` of them, with what the first and last frames reach beyond: mirrored.
 
     Frame f is centred on sample ``160 * f`` and takes 200 samples on each side.
     """
     whole = np.zeros(HOP * (frames - 1) + FRAME, np.float32)
     half = FRAME // 2
-    kept = samples[: len(whole) - half]
+    kept = samples[: HOP * frames]
     whole[half : half + len(kept)] = kept
     mirrored = samples[1 : half + 1][::-1]
     whole[half - len(mirrored) : half] = mirrored
+    end = half + HOP * frames
+    whole[end:] = whole[: end - 1][: -(len(whole) - end) - 1 : -1]
     return whole
 
 

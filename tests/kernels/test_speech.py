@@ -45,6 +45,17 @@ def test_spectrograms(plans: Plans, seed: int, length: int, loudness: float, bin
     np.testing.assert_allclose(found, log_mel_reference(samples, bins, FRAMES), atol=1e-4)
 
 
+@given(length=st.integers(1, 160 * FRAMES), loudness=st.sampled_from([1e-3, 1.0]))
+@settings(max_examples=20, deadline=None)
+def test_the_sound_is_mirrored_at_both_ends_of_the_window(length: int, loudness: float) -> None:
+    """As `torch.stft` does with a window of silence after the sound: a full one ends in its own mirror image."""
+    samples = (loudness * np.random.default_rng(length).standard_normal(length)).astype(np.float32)
+    for count in (length, 160 * FRAMES):
+        samples = np.resize(samples, count)
+        whole = np.pad(np.pad(samples, (0, 160 * FRAMES - count)), 200, mode="reflect")
+        np.testing.assert_array_equal(mel.around(samples, FRAMES), whole[: 160 * (FRAMES - 1) + 400])
+
+
 def test_tones_of_every_band(plans: Plans) -> None:
     """A pure tone has a large range between its band and the others."""
     times = np.arange(160 * FRAMES) / 16000
