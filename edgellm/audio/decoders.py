@@ -203,4 +203,6 @@ def _to_float(block: npt.NDArray[Any]) -> Samples:
 def _reason(error: Exception) -> str:
     """What libsndfile says, without the file's name."""
     text = str(getattr(error, "error_string", None) or error)
-    return text.strip().rstrip(".") or type(error).__name__
+    if "not a regular file" in text:  # it is one: what libsndfile says where it tried mp3 in vain
+        return "Format not recognised"
+    return text.strip().removeprefix("Error : ").rstrip(".") or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -52,6 +53,10 @@ _LINE_EVERY = 10.0
 """Seconds between lines of progress where no bar can be drawn."""
 
 
+_STDERR = 2
+"""Its number to the operating system."""
+
+
 def clean(text: str) -> str:
     """Text from a model or a file, without control characters: terminal escape sequences lose their effect."""
     return text.translate(_CONTROL)
@@ -87,6 +92,33 @@ def notice(text: str) -> None:
         ProgressDisplay.active.say(one_line(text))
     else:
         click.echo(one_line(text), err=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep what libraries in C write of their own accord off the screen, such as libmpg123 of every damaged frame.
+
+    What matters of it is in our own errors and warnings. Python's ``sys.stderr`` writes where it did.
+    """
+    try:
+        usual = sys.stderr.fileno() == _STDERR
+    except (AttributeError, OSError, ValueError):  # closed, or a program's own object
+        usual = False
+    if not usual:
+        yield
+        return
+    previous = sys.stderr
+    previous.flush()
+    with os.fdopen(os.dup(_STDERR), "w", buffering=1, encoding=previous.encoding, errors="replace") as screen:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _STDERR)
+        os.close(nowhere)
+        sys.stderr = screen
+        try:
+            yield
+        finally:
+            sys.stderr = previous
+            os.dup2(screen.fileno(), _STDERR)
 
 
 class NoticeHandler(logging.Handler):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli.console import ProgressDisplay, clean, notice, one_line
+from edgellm.cli.console import ProgressDisplay, clean, notice, one_line, quiet_libraries
 from edgellm.errors import EdgeLLMError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def diarize_command(
     with ProgressDisplay() as display:
         diarizer = Diarizer.load(threads=threads, progress=display, offline=offline)
     voices = [] if no_voices else Voices().all()
-    with diarizer:
+    with diarizer, quiet_libraries():
         for path in files:
             try:
                 found = _diarize(diarizer, path, known, voices, channels, plot)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli import loading
-from edgellm.cli.console import ProgressDisplay, clean, notice, one_line
+from edgellm.cli.console import ProgressDisplay, clean, notice, one_line, quiet_libraries
 from edgellm.cli.options import given_model
 from edgellm.cli.speakers import SpeakerTeller, channel_option, given_speakers, speaker_options
 from edgellm.cli.speech_options import (
@@ -74,6 +74,7 @@ def transcribe_command(
     with (
         loading.open_transcriber(options, settings.vad_filter) as transcriber,
         SpeakerTeller(wishes, options.threads, options.offline) as teller,
+        quiet_libraries(),
     ):
         for path in files:
             if len(files) > 1 and not quiet:

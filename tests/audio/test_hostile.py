@@ -35,6 +35,7 @@ def wav(samples: bytes, *, rate: int = 16_000, channels: int = 1, bits: int = 16
         ("empty.wav", b"", "empty.wav is empty; is it still being written?"),
         ("none.wav", wav(b""), "none.wav holds no sound"),
         ("garbage.wav", bytes(range(256)) * 50, "garbage.wav is not a sound file that can be read: Format not recogni"),
+        ("noise.mp3", np.random.default_rng(3).bytes(50_000), "noise.mp3 is not a sound file that can be read: Format"),
         ("text.mp3", b"hello\n", "text.mp3 is not a sound file"),
         ("head.flac", b"fLaC\0\0\0\x22", "head.flac cannot be decoded"),
         ("head.ogg", b"OggS\0\2" + b"\0" * 40, "head.ogg cannot be decoded"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.cli import console
-from edgellm.cli.console import NoticeHandler, ProgressDisplay, cancel_on_interrupt, clean, number, one_line
+from edgellm.cli.console import NoticeHandler, ProgressDisplay, cancel_on_interrupt, clean, notice, number, one_line
 
 
 @given(st.text())
@@ -25,6 +27,29 @@ def test_clean_text_has_no_control_characters(text: str) -> None:
 
 def test_numbers() -> None:
     assert [number(value) for value in (0, 999, 1234, 1234567)] == ["0", "999", "1 234", "1 234 567"]
+
+
+_CHATTER = """
+import os, sys
+from edgellm.cli.console import notice, quiet_libraries
+os.write(2, b"before;")
+try:
+    with quiet_libraries():
+        os.write(2, b"chatter;")
+        notice("within;")
+        raise ValueError
+except ValueError:
+    os.write(2, b"after;")
+    print("end", file=sys.stderr)
+"""
+
+
+def test_what_libraries_write_of_their_own_accord_is_not_seen(capfd: pytest.CaptureFixture[str]) -> None:
+    result = subprocess.run([sys.executable, "-c", _CHATTER], capture_output=True, text=True, check=True)
+    assert result.stderr.replace("\n", "") == "before;within;after;end"
+    with console.quiet_libraries():  # here standard error is pytest's object
+        notice("seen")
+    assert "seen" in capfd.readouterr().err
 
 
 @pytest.fixture
