@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of silence")
     parser.add_argument("--seconds", type=float, default=120.0, help="of the live sound, at most")
     parser.add_argument("--listen", default="", help="more arguments for edgellm listen")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     if given.kind == "silence":
         print(check_silence(given.model, given.minutes))
         return

@@ -63,6 +63,8 @@ def listen_command(stdin_pcm: bool, rate: int, device: str | None, as_json: bool
     two seconds later. Ctrl-C ends it.
     """
     settings, wishes = given_transcription({"beam_size": 1}, LIVE_VOICE_ACTIVITY), given_speakers()
+    if stdin_pcm and sys.stdin is None:
+        raise click.UsageError("--stdin-pcm reads samples from a pipe, and standard input is closed")
     if stdin_pcm and sys.stdin.isatty():
         raise click.UsageError("--stdin-pcm reads samples from a pipe, and standard input is a terminal")
     live_settings = LiveSettings(step=step)

@@ -133,7 +133,7 @@ def _given(group: str) -> dict[str, Any]:
 def _temperatures(first: float, fallback: dict[str, Any]) -> tuple[float, ...]:
     """From the first temperature up to 1 in steps, as OpenAI's Whisper tries them."""
     step = fallback.get("temperature_increment_on_fallback")
-    if step is None:
+    if step is None or not 0 <= first <= 1:  # none above 1; what is no temperature is refused with all settings
         return (first,)
     if not 0.01 <= step <= 10:
         raise InvalidSettingError(f"temperature_increment_on_fallback is {step}", "use 0.01 to 10, or none")

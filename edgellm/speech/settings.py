@@ -127,6 +127,8 @@ class TranscriptionSettings:
             raise InvalidSettingError(f"temperature is {self.temperature}", "use one or more values from 0 to 10")
         if self.hallucination_silence_threshold is not None and not self.word_timestamps:
             raise InvalidSettingError("hallucination_silence_threshold needs word_timestamps")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise InvalidSettingError(f"seed is {self.seed!r}", "use a whole number from 0 on")
         self._check_clips(self.clip_timestamps)
 
     @staticmethod

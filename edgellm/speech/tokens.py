@@ -122,9 +122,9 @@ class WhisperTokens:
         Raises:
             InvalidSettingError: a token is not in the vocabulary.
         """
-        chosen = {token for token in suppress if token >= 0} | (set(self.not_spoken) if -1 in suppress else set())
+        chosen = (set(suppress) - {-1}) | (set(self.not_spoken) if -1 in suppress else set())
         for token in chosen:
-            if token >= self.size:
+            if not 0 <= token < self.size:
                 raise InvalidSettingError(f"suppress_tokens has {token}", f"use -1 or 0 to {self.size - 1}")
         chosen -= {self.end}
         chosen |= set(range(self.start, self.timestamps))

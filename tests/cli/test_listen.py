@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -70,6 +71,14 @@ def test_settings_reach_the_transcriber(recognizer: Recognizer) -> None:
 def test_nothing_in_the_pipe(recognizer: Recognizer) -> None:
     result = run(np.zeros(0))
     assert (result.exit_code, result.stdout) == (0, "")
+
+
+def test_no_standard_input() -> None:
+    """Python then has none at all."""
+    program = "import sys; sys.stdin = None; from edgellm.cli.main import main; main()"
+    result = subprocess.run([sys.executable, "-c", program, "listen", "--stdin-pcm"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "standard input is closed" in result.stderr
 
 
 def test_bad_settings(recognizer: Recognizer) -> None:

@@ -164,6 +164,9 @@ def test_temperatures(talk: Path, transcribe: Transcribe, arguments: list[str], 
         (["--vad-threshold", "3"], "threshold is a probability"),
         (["--max-line-width", "0"], "max_line_width is at least 1"),
         (["--temperature-increment-on-fallback", "-1", "--temperature", "0"], "temperature_increment_on_fallback is"),
+        (["--temperature", "nan"], "temperature is (nan,)"),
+        (["--temperature", "inf"], "temperature is (inf,)"),
+        (["--seed", "-1"], "seed is -1; use a whole number from 0 on"),
     ],
 )
 def test_settings_out_of_range(talk: Path, transcribe: Transcribe, arguments: list[str], message: str) -> None:

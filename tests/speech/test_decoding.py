@@ -128,6 +128,14 @@ def test_an_english_model_refuses_other_languages(model: WhisperModel) -> None:
         model.tokens.start_sequence("en", "translate", True)
 
 
+def test_tokens_that_are_never_chosen(model: WhisperModel) -> None:
+    assert {50, START, 50358} <= set(model.tokens.never_chosen((50,)))
+    assert END not in model.tokens.never_chosen((-1, END))
+    for token in (-5, SIZE, 10**30):
+        with pytest.raises(InvalidSettingError, match=f"suppress_tokens has {token}"):
+            model.tokens.never_chosen((-1, token))
+
+
 def test_a_closed_transcriber_says_so(path: Path) -> None:
     transcriber = Transcriber.load(path)
     transcriber.close()
