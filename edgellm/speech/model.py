@@ -12,6 +12,7 @@ import numpy as np
 
 from edgellm.errors import EdgeLLMError, InvalidSettingError
 from edgellm.gguf import GGUFFile, open_gguf
+from edgellm.memory import trim
 from edgellm.models.whisper import WhisperGraphs, build_whisper
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, SpeechExecutor
 from edgellm.speech.decoding import Decoder
@@ -92,6 +93,8 @@ class WhisperModel:
             executor = _executor(backend, graphs, WeightStore(file), threads, progress)
             cleanup.callback(executor.close)
             loaded = cls(Path(model).name, file, graphs, executor)
+            file.release()  # all is packed, or read again row by row
+            trim()  # what reading the vocabulary left behind
             cleanup.pop_all()
         return loaded
 
