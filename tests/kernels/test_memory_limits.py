@@ -25,6 +25,7 @@ from weight_blocks import FLOAT_TYPES, QUANTIZED_TYPES, random_blocks, random_fl
 
 from edgellm.gguf import TensorType
 from edgellm.graph import CacheLayer
+from edgellm.kernels.attention_layout import scratch_bytes
 from edgellm.kernels.packing import PackedMatrix
 from edgellm.kernels.records import ACTIVATION, ATTENTION, CACHE, NORM, QUANTIZE, ROPE, ROWS
 from edgellm.platforms.cpu_cache import BlockLayout
@@ -189,7 +190,7 @@ def test_cache_and_attention(tier: str, kind: str) -> None:
             kernels.call(f"cache.{kind}", store, 2)
             queries = guarded(np.ones((rows, 6 * width), np.float32))
             output = guarded(np.zeros((rows, 6 * width), np.float32))
-            scratch = guarded(np.zeros((2, 256 + 4 * padded(width)), np.float32))
+            scratch = guarded(np.zeros((2, scratch_bytes(width) // 4), np.float32))
             attend = Record(
                 ATTENTION, rows=np.array([rows]), group=3, queries=queries, queries_stride=queries.strides[0],
                 output=output, output_stride=output.strides[0], positions=positions,
