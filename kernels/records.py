@@ -340,7 +340,7 @@ ATTENTION = _record(
     "constants",  # address of float32: scale, soft cap (0: none)
     "sinks",  # address of float32 (query heads), or 0
     "scratch",  # address of each thread's memory, see attention.py
-    "scratch_stride",  # bytes, 1024 + 16 * the value width padded to 16
+    "scratch_stride",  # bytes, see attention_layout.py
 )
 
 
