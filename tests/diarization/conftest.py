@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from recordings import Recording
 
-from edgellm.diarization import Diarizer, Turn, read_rttm
+from edgellm.diarization import Diarizer, read_rttm
 from edgellm.errors import EdgeLLMError
 
 
@@ -24,23 +23,6 @@ def diarizer() -> Iterator[Diarizer]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     with made:
         yield made
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A sound with its truth."""
-
-    path: Path
-    turns: list[Turn]
-
-    @property
-    def speakers(self) -> int:
-        return len({turn.speaker for turn in self.turns})
-
-    @property
-    def utterances(self) -> list[dict[str, object]]:
-        """Of a made conversation: who says which utterance when."""
-        return list(json.loads(self.path.with_suffix(".json").read_text())["turns"])
 
 
 @pytest.fixture(scope="session")

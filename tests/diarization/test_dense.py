@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_calls import load_kernel
 from numpy.typing import NDArray
 
 from edgellm.diarization.dense import DenseKernel, DenseLayer, Masked, rounded, run_layers
-from edgellm.errors import InvalidSettingError
-from edgellm.folders import kernels_folder
-from edgellm.kernels.library import KernelLibrary
-from edgellm.kernels.target import target_for
-
-
-@cache
-def _library(tier: str) -> tuple[int, KernelLibrary]:
-    try:
-        library = KernelLibrary(target_for(tier), kernels_folder())
-    except InvalidSettingError as error:
-        pytest.skip(str(error))
-    return library.load(["dense.int8"])["dense.int8"], library
 
 
 class _Layers:
@@ -64,7 +50,7 @@ def test_kernel_is_the_reference(
     layers = [random.layer(channels, inner, dilation), random.layer(channels + 32, outputs, 0)]
     x = np.random.default_rng(seed).standard_normal((steps, channels)).astype(np.float32)
     expected = run_layers(layers, x)
-    found = DenseKernel(*_library(tier), layers, 11)(x)
+    found = DenseKernel(*load_kernel(tier, "dense.int8"), layers, 11)(x)
     assert found.shape == expected.shape == (steps, outputs)
     # A value between two codes may go either way: a step of 255 in one of all that is summed.
     off = np.abs(found - expected) / max(float(np.abs(expected).max()), 1e-30)
@@ -75,12 +61,12 @@ def test_kernel_is_the_reference(
 def test_wrong_shapes_are_refused() -> None:
     random = _Layers(0, 1.0)
     layers = [random.layer(16, 64, 1), random.layer(48, 64, 0)]
-    run = DenseKernel(*_library("native"), layers, 5)
+    run = DenseKernel(*load_kernel("native", "dense.int8"), layers, 5)
     for bad in ((6, 16), (0, 16), (5, 15)):
         with pytest.raises(ValueError, match="expected up to 5 of 16"):
             run(np.zeros(bad, np.float32))
     with pytest.raises(ValueError, match="multiples"):
-        DenseKernel(*_library("native"), [layers[0], random.layer(48, 60, 0)], 5)
+        DenseKernel(*load_kernel("native", "dense.int8"), [layers[0], random.layer(48, 60, 0)], 5)
     assert run(np.zeros((5, 16), np.float32)).shape == (5, 64)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from recordings import Recording
 
 from edgellm.audio import load_audio
 from edgellm.cli.main import edgellm
@@ -27,7 +28,9 @@ class Talk:
     after they were said. The clock is the sound: computing takes no time.
     """
 
-    def __init__(self, recording, diarizer: Diarizer, known: SpeakerCount | None = None, seconds: float = 99) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self, recording: Recording, diarizer: Diarizer, known: SpeakerCount | None = None, seconds: float = 99
+    ) -> None:
         self.sound = load_audio(recording.path, end=seconds)
         self.words, self.truth = [], []
         for turn in sorted(recording.turns):
@@ -55,7 +58,7 @@ class Talk:
 @pytest.mark.parametrize(("name", "least"), [("made_2_clean", 0.97), ("made_3_short", 0.93)])
 def test_words_get_the_right_speaker_soon(
     diarizer: Diarizer,
-    conversations: dict,  # type: ignore[type-arg]
+    conversations: dict[str, Recording],
     name: str,
     least: float,
 ) -> None:
@@ -85,7 +88,7 @@ def test_words_get_the_right_speaker_soon(
     ]
 
 
-def test_number_of_speakers_is_kept_to(diarizer: Diarizer, conversations: dict) -> None:  # type: ignore[type-arg]
+def test_number_of_speakers_is_kept_to(diarizer: Diarizer, conversations: dict[str, Recording]) -> None:
     talk = Talk(conversations["made_2_clean"], diarizer, SpeakerCount(at_most=1), 13)
     assert {word.speaker for update in talk.hear() if update.kind == "firm" for word in update.words} == {"SPEAKER_00"}
 
@@ -103,7 +106,7 @@ def test_silence_and_nothing(diarizer: Diarizer) -> None:
     assert (update.text, update.speaker) == (" hm", None)
 
 
-def test_known_before_ten_seconds(diarizer: Diarizer, conversations: dict) -> None:  # type: ignore[type-arg]
+def test_known_before_ten_seconds(diarizer: Diarizer, conversations: dict[str, Recording]) -> None:
     live = LiveDiarizer(diarizer)
     found = live.push(load_audio(conversations["made_1_1"].path)[: 3 * RATE])
     assert found.speakers == ("SPEAKER_00",)
@@ -113,7 +116,7 @@ def test_known_before_ten_seconds(diarizer: Diarizer, conversations: dict) -> No
 @pytest.mark.slow
 def test_listen(
     diarizer: Diarizer,
-    conversations: dict,  # type: ignore[type-arg]
+    conversations: dict[str, Recording],
     tiny_en_path: Path,
     silero_vad_path: Path,
 ) -> None:

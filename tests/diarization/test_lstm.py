@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_calls import load_kernel
 from network_reference import lstm_layer
 from numpy.typing import NDArray
 
 from edgellm.diarization.lstm import FULL, ZERO, Codes, Direction, LSTMKernel, quantized_direction, run_direction
-from edgellm.errors import InvalidSettingError
-from edgellm.folders import kernels_folder
-from edgellm.kernels.library import KernelLibrary
-from edgellm.kernels.target import target_for
 
 UNTOUCHED = 7
 
@@ -25,15 +20,6 @@ def _direction(random: np.random.Generator, units: int, width: int, scale: float
         return np.asarray(scale * random.standard_normal(shape) / np.sqrt(units), np.float32)
 
     return quantized_direction(values(4 * units, width), values(4 * units, units), 3 * values(4 * units), backward)
-
-
-@cache
-def _library(tier: str) -> tuple[int, KernelLibrary]:
-    try:
-        library = KernelLibrary(target_for(tier), kernels_folder())
-    except InvalidSettingError as error:
-        pytest.skip(str(error))
-    return library.load(["lstm.int8"])["lstm.int8"], library
 
 
 def _close(found: Codes, expected: Codes) -> bool:
@@ -74,7 +60,7 @@ def test_kernel_is_the_reference(
     if own_starts:
         starts = np.asarray(scale * random.standard_normal((steps, rows, 4 * units)), np.float32)
     room = np.full((steps, rows, units + 2), UNTOUCHED, np.uint8)
-    run = LSTMKernel(*_library(tier), layer)
+    run = LSTMKernel(*load_kernel(tier, "lstm.int8"), layer)
     run(inputs, room[:, :, 1 : 1 + units], None if starts is None else layer.start(starts))
     assert _close(room[:, :, 1 : 1 + units], run_direction(layer, inputs, starts))
     assert (room[:, :, 0] == UNTOUCHED).all()
@@ -83,7 +69,7 @@ def test_kernel_is_the_reference(
 
 def test_wrong_shapes_are_refused() -> None:
     layer = _direction(np.random.default_rng(0), 16, 4, 1.0, False)
-    run = LSTMKernel(*_library("native"), layer)
+    run = LSTMKernel(*load_kernel("native", "lstm.int8"), layer)
     inputs, output = np.zeros((3, 2, 4), np.uint8), np.zeros((3, 2, 16), np.uint8)
     for bad in (inputs[:2], inputs[:, :1], inputs[:, :, :3]):
         with pytest.raises(ValueError, match="inputs"):
@@ -93,7 +79,7 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="side by side"):
         run(inputs, np.zeros((3, 2, 32), np.uint8)[:, :, ::2])
     with pytest.raises(ValueError, match="multiples"):
-        LSTMKernel(*_library("native"), _direction(np.random.default_rng(0), 20, 4, 1.0, False))
+        LSTMKernel(*load_kernel("native", "lstm.int8"), _direction(np.random.default_rng(0), 20, 4, 1.0, False))
 
 
 @pytest.mark.parametrize("backward", [False, True])

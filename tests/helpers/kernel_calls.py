@@ -237,6 +237,16 @@ def load_kernels(instruction_set: str = "native") -> Kernels:
         pytest.skip(str(error))
 
 
+@cache
+def load_kernel(instruction_set: str, name: str) -> tuple[int, KernelLibrary]:
+    """The address of one kernel, and what keeps it; skips the test where the CPU lacks the instruction set."""
+    try:
+        library = KernelLibrary(target_for(instruction_set), kernels_folder())
+    except InvalidSettingError as error:
+        pytest.skip(str(error))
+    return library.load([name])[name], library
+
+
 def matmul_kernel(type_name: str, fine: bool = False) -> str:
     """The kernel that multiplies by weights of a tensor type."""
     kind = RECIPES[packed_type(type_name)].format
