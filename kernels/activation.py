@@ -8,23 +8,10 @@ Widths are padded to 16, so vectors never cross a row's end.
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import broadcast_float, get, int64_at, load_floats, store_floats
 from edgellm.kernels.quantize import quantize_block
 from edgellm.kernels.records import ACTIVATION as F
-from edgellm.kernels.simd import (
-    broadcast_float,
-    exponential,
-    get,
-    helper,
-    int64_at,
-    load_floats,
-    maximum,
-    minimum,
-    multiply_add,
-    share,
-    splat_float,
-    store_floats,
-    tanh,
-)
+from edgellm.kernels.simd import exponential, helper, maximum, minimum, multiply_add, share, splat_float, tanh
 
 SWIGLU_SLOPE, SWIGLU_LIMIT = 1.702, 7.0  # those of `edgellm.graph`, which kernels do not import
 

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.kernels.records import SMOOTH, WARP
-from edgellm.kernels.simd import (
+from edgellm.kernels.memory import (
     byte_at,
     float_at,
     get,
-    helper,
     load_floats,
-    maximum,
-    minimum,
     set_float,
     set_int32,
     set_int64,
     set_raw_byte,
-    share,
-    splat_float,
     store_floats,
 )
+from edgellm.kernels.simd import helper, maximum, minimum, share, splat_float
+from edgellm.kernels.sound_records import SMOOTH, WARP
 
 VARIANTS = ("smooth", "warp")
 _BOTH, _ROW, _FRAME = 0, 1, 2

@@ -19,22 +19,17 @@ from numba.core import types
 from numba.extending import intrinsic, register_jitable
 
 from edgellm.kernels.amx_layout import TILE_BYTES
+from edgellm.kernels.memory import broadcast_int, load_floats, load_ints, set_int64, store_floats, store_ints
 from edgellm.kernels.simd import (
     absolute,
     bits_float,
-    broadcast_int,
     call_named,
     float_bits,
     helper,
     instruction,
-    load_floats,
-    load_ints,
     multiply_add,
-    set_int64,
     splat_float,
     splat_int,
-    store_floats,
-    store_ints,
     where_not_greater,
 )
 

@@ -11,18 +11,9 @@ from llvmlite import ir
 from numba.core import types
 
 from edgellm.kernels.amx_layout import STEP
+from edgellm.kernels.memory import get, int64_at, load_floats
 from edgellm.kernels.records import AMX_INPUT as F
-from edgellm.kernels.simd import (
-    FLOATS,
-    INTS_IR,
-    TARGET,
-    get,
-    instruction,
-    int64_at,
-    ints_constant,
-    load_floats,
-    share,
-)
+from edgellm.kernels.simd import FLOATS, INTS_IR, TARGET, instruction, ints_constant, share
 
 VARIANTS = ("bfloat16",) if TARGET.has("amx-bf16") else ()  # to be shipped; the emulation needs it too
 

@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from edgellm.kernels.amx_input import to_bfloats_ir
 from edgellm.kernels.amx_layout import STEP
 from edgellm.kernels.blocks import fifth_bits, low_and_high, nibbles, or_codes, select_bits
+from edgellm.kernels.memory import load_bfloats, load_halves, load_ints, load_signed_bytes, load_unsigned_bytes
 from edgellm.kernels.packing import FORMATS
 from edgellm.kernels.products import lookup16
 from edgellm.kernels.simd import (
@@ -24,11 +25,6 @@ from edgellm.kernels.simd import (
     helper,
     instruction,
     ints_constant,
-    load_bfloats,
-    load_halves,
-    load_ints,
-    load_signed_bytes,
-    load_unsigned_bytes,
     splat_float,
     splat_int,
     to_floats,

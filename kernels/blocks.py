@@ -12,23 +12,10 @@ from operator import itemgetter
 from numba.core import types
 from numba.extending import intrinsic
 
+from edgellm.kernels.memory import load_halves, load_ints, load_signed_bytes, load_unsigned_bytes, prefetch
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.products import dot4_ir, lookup16
-from edgellm.kernels.simd import (
-    FLOATS,
-    INTS,
-    TARGET,
-    helper,
-    load_halves,
-    load_ints,
-    load_signed_bytes,
-    load_unsigned_bytes,
-    prefetch,
-    splat_float,
-    splat_int,
-    splat_ir,
-    to_floats,
-)
+from edgellm.kernels.simd import FLOATS, INTS, TARGET, helper, splat_float, splat_int, splat_ir, to_floats
 
 TILE = 4  # activation rows that share one unpacking of the weights
 # With few registers sums of more rows would spill, but for formats whose unpacking costs more than that.

@@ -14,26 +14,19 @@ With ``_latent`` behind it, a variant stores keys alone, as rows like values: th
 from __future__ import annotations
 
 from edgellm.kernels.attention_layout import BLOCK_TOKENS
-from edgellm.kernels.records import CACHE as F
-from edgellm.kernels.simd import (
-    absolute,
+from edgellm.kernels.memory import (
     float_at,
     get,
-    helper,
     int32_at,
     int64_at,
     load_floats,
-    max_lanes,
-    maximum,
-    round_to_ints,
     set_byte,
     set_float,
     set_half,
-    share,
-    splat_float,
     store_bytes,
-    sum_lanes,
 )
+from edgellm.kernels.records import CACHE as F
+from edgellm.kernels.simd import absolute, helper, max_lanes, maximum, round_to_ints, share, splat_float, sum_lanes
 
 
 @helper

@@ -10,28 +10,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.kernels.records import CHOOSE as F
+from edgellm.kernels.memory import float_at, get, int32_at, int64_at, load_floats, set_float, set_int32, store_floats
 from edgellm.kernels.simd import (
     any_greater,
     exponential,
-    float_at,
-    get,
     helper,
-    int32_at,
-    int64_at,
     lane_numbers,
-    load_floats,
     logarithm,
     max_lanes,
     maximum,
-    set_float,
-    set_int32,
     splat_float,
     splat_int,
-    store_floats,
     sum_lanes,
     where_not_greater,
 )
+from edgellm.kernels.sound_records import CHOOSE as F
 
 VARIANTS = ("tokens",)
 MOST = 16

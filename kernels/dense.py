@@ -11,29 +11,31 @@ Products with codes are exact. Of moments that do not fill a group of four the l
 from __future__ import annotations
 
 from edgellm.kernels.lstm import GROUP, VECTOR, multiply, of_four
-from edgellm.kernels.products import dot4
-from edgellm.kernels.records import DENSE as F
-from edgellm.kernels.records import DENSE_LAYER as L
-from edgellm.kernels.simd import (
+from edgellm.kernels.memory import (
     broadcast_float,
     broadcast_int,
-    exponential,
     float_at,
     get,
-    helper,
     load_floats,
     load_ints,
+    set_float,
+    store_bytes,
+    store_floats,
+)
+from edgellm.kernels.products import dot4
+from edgellm.kernels.simd import (
+    exponential,
+    helper,
     max_lanes,
     maximum,
     multiply_add,
     round_to_ints,
-    set_float,
     splat_float,
     splat_int,
-    store_bytes,
-    store_floats,
     to_floats,
 )
+from edgellm.kernels.sound_records import DENSE as F
+from edgellm.kernels.sound_records import DENSE_LAYER as L
 
 VARIANTS = ("int8",)
 LARGEST = 255.0

@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.kernels.memory import (
+    broadcast_float,
+    float_at,
+    get,
+    int64_at,
+    load_floats,
+    set_float,
+    store_bytes,
+    store_floats,
+)
 from edgellm.kernels.records import JOIN as J
 from edgellm.kernels.records import ROUND_ROWS as R
 from edgellm.kernels.records import WEIGHTED_SUM as W
 from edgellm.kernels.simd import (
     absolute,
-    broadcast_float,
-    float_at,
-    get,
     helper,
-    int64_at,
-    load_floats,
     max_lanes,
     maximum,
     multiply_add,
     round_to_ints,
-    set_float,
     share,
     splat_float,
-    store_bytes,
-    store_floats,
     sum_int_lanes,
     sum_lanes,
     to_floats,

@@ -14,13 +14,10 @@ Variants: the packed formats.
 from __future__ import annotations
 
 from edgellm.kernels import floats, matmul
-from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
-from edgellm.kernels.records import EXPERTS as F
-from edgellm.kernels.simd import (
+from edgellm.kernels.memory import (
     copy_int32,
     float_at,
     get,
-    helper,
     int32_at,
     int64_at,
     load_floats,
@@ -29,6 +26,9 @@ from edgellm.kernels.simd import (
     store_floats,
     store_ints,
 )
+from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
+from edgellm.kernels.records import EXPERTS as F
+from edgellm.kernels.simd import helper
 
 TILE = 4
 ROW_BLOCK = 32  # pairs that are multiplied with a group of weights while it is in the first-level cache

@@ -7,23 +7,9 @@ al., "Numerical Recipes", 12.3).
 
 from __future__ import annotations
 
-from edgellm.kernels.records import FBANK as F
-from edgellm.kernels.simd import (
-    LANES,
-    broadcast_float,
-    copy_int32,
-    get,
-    helper,
-    int32_at,
-    int64_at,
-    load_floats,
-    logarithm,
-    maximum,
-    multiply_add,
-    share,
-    splat_float,
-    store_floats,
-)
+from edgellm.kernels.memory import broadcast_float, copy_int32, get, int32_at, int64_at, load_floats, store_floats
+from edgellm.kernels.simd import LANES, helper, logarithm, maximum, multiply_add, share, splat_float
+from edgellm.kernels.sound_records import FBANK as F
 
 FRAME, HOP, FFT = 400, 160, 512
 POINTS = FFT // 2

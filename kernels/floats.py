@@ -6,21 +6,10 @@ The record is that of `edgellm.kernels.matmul`; ``blocks`` counts single columns
 from __future__ import annotations
 
 from edgellm.kernels.matmul import ROW_BLOCK, store_result, store_tile
+from edgellm.kernels.memory import broadcast_float, get, int64_at, load_bfloats, load_floats, load_halves, prefetch
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.records import MATMUL as F
-from edgellm.kernels.simd import (
-    broadcast_float,
-    get,
-    helper,
-    int64_at,
-    load_bfloats,
-    load_floats,
-    load_halves,
-    multiply_add,
-    prefetch,
-    share,
-    splat_float,
-)
+from edgellm.kernels.simd import helper, multiply_add, share, splat_float
 
 TILE = 4
 

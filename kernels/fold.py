@@ -7,19 +7,9 @@ become.
 
 from __future__ import annotations
 
-from edgellm.kernels.records import FOLD as F
-from edgellm.kernels.simd import (
-    float_at,
-    get,
-    int64_at,
-    load_floats,
-    maximum,
-    multiply_add,
-    set_float,
-    share,
-    splat_float,
-    store_floats,
-)
+from edgellm.kernels.memory import float_at, get, int64_at, load_floats, set_float, store_floats
+from edgellm.kernels.simd import maximum, multiply_add, share, splat_float
+from edgellm.kernels.sound_records import FOLD as F
 
 VARIANTS = ("rows",)
 

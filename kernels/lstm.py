@@ -13,16 +13,11 @@ are not there are the last one again.
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import broadcast_int, get, int64_at, load_floats, load_ints, store_bytes, store_floats
 from edgellm.kernels.products import dot4
-from edgellm.kernels.records import LSTM as F
 from edgellm.kernels.simd import (
-    broadcast_int,
     exponential,
-    get,
     helper,
-    int64_at,
-    load_floats,
-    load_ints,
     maximum,
     minimum,
     multiply_add,
@@ -30,10 +25,9 @@ from edgellm.kernels.simd import (
     share,
     splat_float,
     splat_int,
-    store_bytes,
-    store_floats,
     to_floats,
 )
+from edgellm.kernels.sound_records import LSTM as F
 
 VARIANTS = ("int8",)
 TOGETHER = 4

@@ -16,17 +16,10 @@ Variants: a packed format (``q4``), or one with ``_fine`` behind it: activations
 from __future__ import annotations
 
 from edgellm.kernels.blocks import BLOCKS, TILE
+from edgellm.kernels.memory import get, int64_at, load_floats, store_floats
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.records import MATMUL as F
-from edgellm.kernels.simd import (
-    get,
-    helper,
-    int64_at,
-    load_floats,
-    share,
-    splat_float,
-    store_floats,
-)
+from edgellm.kernels.simd import helper, share, splat_float
 from edgellm.kernels.tile_layout import BY_ROW
 
 ROW_BLOCK = 64  # activation rows that stay in the second-level cache while all weights pass

@@ -19,9 +19,10 @@ from edgellm.kernels.amx import tiles
 from edgellm.kernels.amx_layout import BFLOAT_FORMATS, CHUNK, LARGEST_CHUNK, ROW_BLOCK, STATE_BYTES, STEP, TILE_BYTES
 from edgellm.kernels.amx_unpack import PANEL_STEP_BYTES, row_scales, unpacker
 from edgellm.kernels.matmul import store_result
+from edgellm.kernels.memory import get, int64_at, load_floats
 from edgellm.kernels.packing import FORMATS
 from edgellm.kernels.records import MATMUL_AMX as F
-from edgellm.kernels.simd import TARGET, call_named, get, helper, instruction, int64_at, load_floats, share
+from edgellm.kernels.simd import TARGET, call_named, helper, instruction, share
 
 VARIANTS = tuple(sorted(BFLOAT_FORMATS)) if TARGET.has("amx-bf16") else ()  # to be shipped
 SLAB_BYTES = 1 << 20

@@ -11,8 +11,9 @@ from __future__ import annotations
 from edgellm.kernels import matmul
 from edgellm.kernels.blocks import TILE, WIDE
 from edgellm.kernels.matmul import products_of_blocks, store_result, store_tile
+from edgellm.kernels.memory import get, int64_at
 from edgellm.kernels.records import MATMUL_TILES as F
-from edgellm.kernels.simd import get, helper, int64_at, share, splat_float
+from edgellm.kernels.simd import helper, share, splat_float
 from edgellm.kernels.tile_layout import BY_TILE, ROWS, SCALES, rows_of_tile
 
 VARIANTS = matmul.VARIANTS

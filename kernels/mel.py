@@ -13,24 +13,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.kernels.records import MEL as F
-from edgellm.kernels.simd import (
+from edgellm.kernels.memory import (
     broadcast_float,
     float_at,
     get,
-    helper,
     int32_at,
     int64_at,
     load_floats,
-    logarithm,
-    max_lanes,
-    maximum,
-    multiply_add,
     set_float,
-    share,
-    splat_float,
     store_floats,
 )
+from edgellm.kernels.simd import helper, logarithm, max_lanes, maximum, multiply_add, share, splat_float
+from edgellm.kernels.sound_records import MEL as F
 
 FRAME, HOP, HALF = 400, 160, 200
 TILE = 8

@@ -7,21 +7,10 @@ part by itself, which is cheaper than meeting at a barrier.
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import float_at, get, int64_at, load_floats, set_float, store_floats
 from edgellm.kernels.quantize import quantize_block
 from edgellm.kernels.records import NORM as F
-from edgellm.kernels.simd import (
-    float_at,
-    get,
-    helper,
-    int64_at,
-    load_floats,
-    set_float,
-    share,
-    splat_float,
-    square_root,
-    store_floats,
-    sum_lanes,
-)
+from edgellm.kernels.simd import helper, share, splat_float, square_root, sum_lanes
 
 
 @helper

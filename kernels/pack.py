@@ -9,9 +9,10 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import types
 
+from edgellm.kernels.memory import get
 from edgellm.kernels.packing import FORMATS, LANES, RECIPES
 from edgellm.kernels.records import PACK as F
-from edgellm.kernels.simd import INTS, INTS_IR, constant_lanes, get, helper, instruction, join, share, splat_int
+from edgellm.kernels.simd import INTS, INTS_IR, constant_lanes, helper, instruction, join, share, splat_int
 
 _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 

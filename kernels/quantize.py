@@ -11,23 +11,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.kernels.memory import get, int64_at, load_floats, set_float, store_bytes
 from edgellm.kernels.records import QUANTIZE as F
 from edgellm.kernels.simd import (
     absolute,
     float_bits,
-    get,
     helper,
-    int64_at,
     int_float,
-    load_floats,
     max_int_lanes,
     multiply_add,
     round_to_ints,
-    set_float,
     share,
     splat_float,
     splat_int,
-    store_bytes,
     sum_int_lanes,
     to_floats,
 )

@@ -9,6 +9,19 @@ blocks of 256 values of the others. All arithmetic is on 16 groups at once, one 
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import (
+    get,
+    half_at,
+    half_bits,
+    int64_at,
+    load_bfloats,
+    load_floats,
+    load_halves,
+    load_signed_bytes,
+    set_int64,
+    store_floats,
+    store_ints,
+)
 from edgellm.kernels.pack import move_four_words
 from edgellm.kernels.quantizer_blocks import WRITERS
 from edgellm.kernels.quantizer_memory import BLOCKS, CODES, IMPORTANCE, ROWS, SCRATCH_BYTES, SMALL, VALUES
@@ -33,24 +46,13 @@ from edgellm.kernels.quantizer_vectors import (
 from edgellm.kernels.records import QUANTIZER as F
 from edgellm.kernels.simd import (
     absolute,
-    get,
-    half_at,
-    half_bits,
     helper,
-    int64_at,
-    load_bfloats,
-    load_floats,
-    load_halves,
-    load_signed_bytes,
     max_lanes,
     maximum,
     round_to_ints,
-    set_int64,
     share,
     splat_float,
     splat_int,
-    store_floats,
-    store_ints,
     sum_lanes,
     to_floats,
 )

@@ -6,16 +6,9 @@ Codes lie one a byte, group after group; the groups' small scales and minima are
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import int32_at, load_unsigned_bytes, store_bytes
 from edgellm.kernels.quantizer_vectors import byte_at, put_byte, put_half, shift_each
-from edgellm.kernels.simd import (
-    helper,
-    int32_at,
-    lane_numbers,
-    load_unsigned_bytes,
-    splat_int,
-    store_bytes,
-    sum_int_lanes,
-)
+from edgellm.kernels.simd import helper, lane_numbers, splat_int, sum_int_lanes
 
 
 @helper

@@ -14,6 +14,7 @@ of Lloyd, "Least squares quantization in PCM", 1982, one group of unknowns at a 
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import load_floats
 from edgellm.kernels.quantizer_vectors import (
     inverse_or_zero,
     largest_across,
@@ -23,7 +24,7 @@ from edgellm.kernels.quantizer_vectors import (
     sum_across,
     where_greater,
 )
-from edgellm.kernels.simd import absolute, helper, load_floats, maximum, minimum, multiply_add, splat_float
+from edgellm.kernels.simd import absolute, helper, maximum, minimum, multiply_add, splat_float
 
 NOTHING = 1e-30
 """A group whose largest magnitude is not more than this counts as zero."""

@@ -7,19 +7,9 @@ from itertools import pairwise
 from llvmlite import ir
 from numba.core import types
 
+from edgellm.kernels.memory import half_bits, half_value
 from edgellm.kernels.quantizer_schemes import LANES, LARGEST_HALF, STEPS
-from edgellm.kernels.simd import (
-    FLOATS,
-    INTS,
-    constant_lanes,
-    half_bits,
-    half_value,
-    helper,
-    instruction,
-    maximum,
-    minimum,
-    splat_float,
-)
+from edgellm.kernels.simd import FLOATS, INTS, constant_lanes, helper, instruction, maximum, minimum, splat_float
 
 ROUNDING = 12582912.0
 """1.5 * 2^23: adding and subtracting it rounds to the nearest integer, halves to even, where |value| < 2^22; what is

@@ -1,6 +1,7 @@
 """The records that executors fill and kernels read: rows of int64 fields.
 
 Each record is a named tuple of byte offsets. This module does not import Numba, so executors can use it cheaply.
+`edgellm.kernels.sound_records` has those for speech and other sound.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from collections import namedtuple
 from typing import Any
 
 
-def _record(name: str, *fields: str) -> Any:
+def record(name: str, *fields: str) -> Any:
+    """Field names and their byte offsets."""
     make: Any = namedtuple
     return make(name, fields)(*(8 * number for number in range(len(fields))))
 
 
 # edgellm.kernels.matmul
-MATMUL = _record(
+MATMUL = record(
     "Matmul",
     "rows",  # address of the number of activation rows
     "weights",  # address of the first group
@@ -36,7 +38,7 @@ MATMUL = _record(
 
 
 # edgellm.kernels.tile_input
-TILE_INPUT = _record(
+TILE_INPUT = record(
     "TileInput",
     "rows",  # address of the number of activation rows
     "blocks",  # blocks of 32 in a row
@@ -49,7 +51,7 @@ TILE_INPUT = _record(
 
 
 # edgellm.kernels.matmul_tiles
-MATMUL_TILES = _record(
+MATMUL_TILES = record(
     "MatmulTiles",
     "rows",  # address of the number of activation rows
     "weights",  # address of the first group
@@ -67,7 +69,7 @@ MATMUL_TILES = _record(
 
 
 # edgellm.kernels.amx_input
-AMX_INPUT = _record(
+AMX_INPUT = record(
     "AMXInput",
     "rows",  # address of the number of activation rows
     "columns",  # a multiple of 32
@@ -78,7 +80,7 @@ AMX_INPUT = _record(
 
 
 # edgellm.kernels.matmul_amx
-MATMUL_AMX = _record(
+MATMUL_AMX = record(
     "MatmulAMX",
     "rows",  # address of the number of activation rows
     "weights",  # address of the first group
@@ -96,7 +98,7 @@ MATMUL_AMX = _record(
 
 
 # edgellm.kernels.pack
-PACK = _record(
+PACK = record(
     "Pack",
     "source",  # address of the first row's bytes in the file
     "source_stride",  # bytes from row to row
@@ -108,7 +110,7 @@ PACK = _record(
 
 
 # edgellm.kernels.quantize
-QUANTIZE = _record(
+QUANTIZE = record(
     "Quantize",
     "rows",  # address of the number of rows
     "blocks",  # blocks of 32 in a row
@@ -124,7 +126,7 @@ QUANTIZE = _record(
 
 
 # edgellm.kernels.quantizer
-QUANTIZER = _record(
+QUANTIZER = record(
     "Quantizer",
     "source",  # address of the first row
     "kind",  # how its numbers are stored: see quantizer.py
@@ -138,7 +140,7 @@ QUANTIZER = _record(
 
 
 # edgellm.kernels.norm
-NORM = _record(
+NORM = record(
     "Norm",
     "rows",  # address of the number of rows
     "parts",  # heads in a row, 1 for the whole row
@@ -162,7 +164,7 @@ NORM = _record(
 
 
 # edgellm.kernels.experts; the first fields are those of MATMUL, for one matrix of a stack
-EXPERTS = _record(
+EXPERTS = record(
     "Experts",
     *MATMUL._fields,  # input_stride and scales_stride are those of the scratch memory, output_stride is 64
     "matrices",  # matrices in the stack
@@ -186,7 +188,7 @@ EXPERTS = _record(
 
 
 # edgellm.kernels.routing
-ROUTE = _record(
+ROUTE = record(
     "Route",
     "rows",  # address of the number of rows
     "experts",
@@ -204,7 +206,7 @@ ROUTE = _record(
     "scratch",  # address of each thread's memory: 20 bytes for each expert, padded to 16 experts
     "scratch_stride",  # bytes
 )
-ROUTE_LISTS = _record(
+ROUTE_LISTS = record(
     "RouteLists",
     "rows",  # address of the number of rows
     "matrices",
@@ -217,7 +219,7 @@ ROUTE_LISTS = _record(
 
 
 # edgellm.kernels.elements
-WEIGHTED_SUM = _record(
+WEIGHTED_SUM = record(
     "WeightedSum",
     "rows",  # address of the number of rows
     "width",  # of a part and of the result
@@ -230,7 +232,7 @@ WEIGHTED_SUM = _record(
     "output_stride",  # bytes
     "accumulate",  # 1: add to what the output holds
 )
-JOIN = _record(
+JOIN = record(
     "Join",
     "rows",  # address of the number of rows
     "heads",
@@ -245,7 +247,7 @@ JOIN = _record(
     "output",  # address of float32
     "output_stride",  # bytes
 )
-ROUND_ROWS = _record(
+ROUND_ROWS = record(
     "RoundRows",
     "rows",  # address of the number of rows
     "width",
@@ -261,7 +263,7 @@ ROUND_ROWS = _record(
 
 
 # edgellm.kernels.rope
-ROPE = _record(
+ROPE = record(
     "Rope",
     "rows",  # address of the number of rows
     "heads",
@@ -275,7 +277,7 @@ ROPE = _record(
 
 
 # edgellm.kernels.activation
-ACTIVATION = _record(
+ACTIVATION = record(
     "Activation",
     "rows",  # address of the number of rows
     "width",  # values in a row
@@ -296,7 +298,7 @@ ACTIVATION = _record(
 
 
 # edgellm.kernels.cache
-CACHE = _record(
+CACHE = record(
     "StoreCache",
     "rows",  # address of the number of rows
     "heads",  # key/value heads
@@ -316,7 +318,7 @@ CACHE = _record(
 
 
 # edgellm.kernels.attention
-ATTENTION = _record(
+ATTENTION = record(
     "Attention",
     "rows",  # address of the number of rows
     "heads",  # key/value heads
@@ -345,7 +347,7 @@ ATTENTION = _record(
 
 
 # edgellm.kernels.rows
-ROWS = _record(
+ROWS = record(
     "SelectRows",
     "rows",  # address of the number of chosen rows
     "width",  # values, padded to 16
@@ -354,199 +356,6 @@ ROWS = _record(
     "output",  # address of float32
     "output_stride",  # bytes
     "index",  # address of int32 (rows)
-)
-
-
-# edgellm.kernels.unfold
-UNFOLD = _record(
-    "Unfold",
-    "rows",  # address of the number of rows to write
-    "input_rows",  # address of the number of rows there are
-    "width",  # values in a row of the input
-    "size",  # neighbours side by side
-    "stride",  # rows from one to the next
-    "input",  # address of float32
-    "input_stride",  # bytes
-    "output",  # address of float32
-    "output_stride",  # bytes
-)
-
-
-# edgellm.kernels.mel
-MEL = _record(
-    "Mel",
-    "frames",  # address of the number of frames
-    "samples",  # address of float32: 400 from frame to frame's end, 160 from frame to frame
-    "window",  # address of float32 (201): the first half of the window
-    "waves",  # address of cosines and sines, see mel.py
-    "filters",  # address of float32 (groups, 224, 16): the weight of each power in 16 mel bands
-    "ranges",  # address of int32 (groups, 4): which even and which odd powers a group reads
-    "groups",  # of 16 mel bands
-    "output",  # address of float32: logarithms
-    "output_stride",  # bytes
-    "peaks",  # address of float32, 64 bytes for each thread: the largest logarithm that it has seen
-    "scratch",  # address of each thread's memory, see mel.py
-    "scratch_stride",  # bytes
-)
-
-
-# edgellm.kernels.fbank
-FBANK = _record(
-    "Fbank",
-    "frames",  # address of the number of frames
-    "samples",  # address of float32: 400 from a frame's beginning to its end, 160 from frame to frame
-    "window",  # address of float32 (400)
-    "order",  # address of int32 (256): where each complex point of a frame goes
-    "factors",  # address of float32 (85, 3, 2): cosines and sines of the transform's passes
-    "halves",  # address of float32 (256, 2): cosines and sines by which the real transform is pulled apart
-    "filters",  # address of float32 (bands, 256)
-    "ranges",  # address of int32 (bands, 2): which powers a band reads
-    "bands",
-    "output",  # address of float32
-    "output_stride",  # bytes
-    "scratch",  # address of each thread's memory, see fbank.py
-    "scratch_stride",  # bytes
-)
-
-
-# edgellm.kernels.fold
-FOLD = _record(
-    "Fold",
-    "rows",  # address of the number of rows
-    "width",  # values in a row
-    "a",  # address of float32
-    "b",  # address of float32
-    "stride",  # bytes from row to row, of both
-    "scale",  # address of float32
-    "shifts",  # address of float32 (rows)
-    "output",  # address of float32
-    "output_stride",  # bytes
-)
-
-
-# edgellm.kernels.lstm
-LSTM = _record(
-    "LSTM",
-    "rows",  # address of the number of sequences
-    "steps",  # in each sequence
-    "units",  # of the layer, a multiple of 16
-    "width",  # bytes of input of each step, a multiple of 4; may be 0
-    "input",  # address of the first step's uint8 codes
-    "input_row",  # bytes from one sequence to the next
-    "input_step",  # bytes from one step to the next, negative to go backwards
-    "starts",  # address of float32 (units / 16, 4, 16): what is added to the products of each step
-    "starts_row",  # bytes from one sequence to the next, 0 if all have the same
-    "starts_step",
-    "weights",  # address of int8, see lstm.py
-    "scales",  # address of float32 (units / 16, 4, 16): by which the products are multiplied
-    "output",  # address of the first step's uint8 codes
-    "output_row",
-    "output_step",
-    "nothing",  # address of uint8 (units): the codes of zero
-    "cells",  # address of each thread's memory: float32 (4, units)
-    "cells_stride",  # bytes
-)
-
-
-# edgellm.kernels.dense
-DENSE = _record(
-    "Dense",
-    "steps",  # moments
-    "layers",  # in the table
-    "table",  # address of the layers' own records
-    "layer_bytes",  # from one to the next
-    "scratch",  # address of what all offsets are from
-)
-DENSE_LAYER = _record(
-    "DenseLayer",
-    "channels",  # so far, a multiple of 16
-    "input",  # offset of float32 (steps, channels and more): a layer with a mask puts 32 channels behind them
-    "input_stride",  # bytes
-    "factors",  # address of float32 (channels)
-    "shifts",  # address of float32 (channels)
-    "groups",  # of 64 outputs
-    "weights",  # address of int8 (groups, channels / 4, 64, 4)
-    "scales",  # address of float32 (64 groups)
-    "bias",  # address of float32 (64 groups)
-    "rectify",  # 1: outputs below zero become zero
-    "output",  # offset of float32 (steps, 64 groups)
-    "output_stride",  # bytes
-    "dilation",  # of the second half; 0: there is none
-    "local",  # address of int8 (3, 16 groups, 32, 4): of the moments before, at, and after
-    "local_scales",  # address of float32 (32)
-    "narrow",  # address of float32 (64 groups, 64)
-    "narrow_bias",  # address of float32 (64)
-    "wide",  # address of float32 (64, 32)
-    "wide_bias",  # address of float32 (32)
-    "values",  # offset of 8192 bytes
-    "codes",  # offset of uint8 (steps, channels)
-    "steps",  # offset of float32 (steps)
-    "mask",  # offset of float32 (32)
-    "padded",  # offset of uint8 (steps + 2 dilations, 64 groups)
-)
-
-
-# edgellm.kernels.choose
-CHOOSE = _record(
-    "Choose",
-    "rows",  # address of the number of rows
-    "logits",  # address of float32
-    "logits_stride",  # bytes
-    "bias",  # address of float32: rows of what is added to the logits, minus infinity for what must not be chosen
-    "bias_stride",  # bytes
-    "rules",  # address of int32, 8 for each row: see choose.py
-    "timestamps",  # number of the first timestamp
-    "count",  # candidates wanted
-    "tokens",  # address of int32 (rows, 16): the best, the best first
-    "scores",  # address of float32 (rows, 16): their log-probabilities
-)
-
-
-# edgellm.kernels.whole_attention
-WHOLE = _record(
-    "WholeAttention",
-    "rows",  # address of the number of rows
-    "heads",
-    "width",  # of a head, a multiple of 16
-    "keys",  # rows of a source
-    "queries",  # address of float32; of what is stored, the keys
-    "queries_stride",  # bytes
-    "output",  # address of float32; of what is stored, the values
-    "output_stride",  # bytes
-    "sources",  # address of int32: the source of each row; of what is stored, of the first
-    "store",  # address of what is stored
-    "source_bytes",  # from one source to the next
-    "head_bytes",  # from one head to the next
-    "scales",  # where a head's key scales begin
-    "values",  # where its values begin
-    "value_scales",  # where their scales begin
-    "constants",  # address of float32: the scale
-    "scratch",  # address of each thread's memory, see whole_attention.py
-    "scratch_stride",  # bytes
-)
-
-
-# edgellm.kernels.alignment
-SMOOTH = _record(
-    "Smooth",
-    "rows",
-    "frames",  # at least 7
-    "heads",
-    "input",  # address of float32 (heads, rows, stride)
-    "stride",  # bytes from row to row; 64 bytes before the first and after each row can be read
-    "head_bytes",  # from head to head
-    "output",  # address of float32 (rows, stride)
-)
-WARP = _record(
-    "Warp",
-    "rows",
-    "frames",
-    "gains",  # address of float32 (rows, stride)
-    "stride",  # bytes from row to row
-    "costs",  # address of float32 (2, frames + 1)
-    "steps",  # address of bytes (rows + 1, frames + 1)
-    "path",  # address of int32 (rows + frames, 2): row and frame, from the end to the beginning
-    "length",  # address of an int64: how many steps the path has
 )
 
 
@@ -582,7 +391,7 @@ TEAM_BYTES = 64 * len(TEAM)
 
 
 # edgellm.kernels.scores
-SCORES = _record(
+SCORES = record(
     "Scores",
     "rows",  # address of the number of rows
     "width",  # of the vocabulary

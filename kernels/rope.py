@@ -6,8 +6,9 @@ the step's positions are computed once per step and frequency table, not here.
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import float_at, get, int64_at, set_float
 from edgellm.kernels.records import ROPE as F
-from edgellm.kernels.simd import float_at, get, int64_at, set_float, share
+from edgellm.kernels.simd import share
 
 VARIANTS = ("interleaved", "halves")
 

@@ -8,22 +8,10 @@ Whatever the logits are, numbers of existing experts are chosen; what is not a n
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import float_at, get, int32_at, int64_at, load_floats, set_float, set_int32, store_floats
 from edgellm.kernels.records import ROUTE as F
 from edgellm.kernels.records import ROUTE_LISTS as LISTS
-from edgellm.kernels.simd import (
-    exponential,
-    float_at,
-    get,
-    helper,
-    int32_at,
-    int64_at,
-    load_floats,
-    set_float,
-    set_int32,
-    share,
-    splat_float,
-    store_floats,
-)
+from edgellm.kernels.simd import exponential, helper, share, splat_float
 
 VARIANTS = ("softmax", "sigmoid", "lists")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import get, int32_at, int64_at, load_floats, store_floats
 from edgellm.kernels.records import ROWS as F
-from edgellm.kernels.simd import get, int32_at, int64_at, load_floats, share, store_floats
+from edgellm.kernels.simd import share
 
 VARIANTS = ("select",)
 

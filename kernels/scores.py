@@ -11,23 +11,9 @@ the sum is none either.
 
 from __future__ import annotations
 
+from edgellm.kernels.memory import float_at, get, int32_at, int64_at, load_floats, set_float, set_int32
 from edgellm.kernels.records import SCORES as F
-from edgellm.kernels.simd import (
-    exponential,
-    float_at,
-    get,
-    helper,
-    int32_at,
-    int64_at,
-    load_floats,
-    max_lanes,
-    maximum,
-    set_float,
-    set_int32,
-    share,
-    splat_float,
-    sum_lanes,
-)
+from edgellm.kernels.simd import exponential, helper, max_lanes, maximum, share, splat_float, sum_lanes
 
 VARIANTS = ("tokens", "divergence")
 SPAN = 1024

@@ -25,8 +25,9 @@ from edgellm.kernels.atomics import (
     pause,
     restore_denormals,
 )
+from edgellm.kernels.memory import get, int64_at, set_int64
 from edgellm.kernels.records import TEAM as F
-from edgellm.kernels.simd import get, helper, int64_at, set_int64
+from edgellm.kernels.simd import helper
 
 RESULT = "int64"
 _SLEEP, _WAKE = 128 + 9, 128 + 10  # FUTEX_WAIT_BITSET and FUTEX_WAKE_BITSET, within the process

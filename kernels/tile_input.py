@@ -14,6 +14,7 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import types
 
+from edgellm.kernels.memory import copy_int32, get, int64_at
 from edgellm.kernels.quantize import FINE_STEP, NOT_FINITE, STEP
 from edgellm.kernels.records import TILE_INPUT as F
 from edgellm.kernels.simd import (
@@ -22,11 +23,8 @@ from edgellm.kernels.simd import (
     LANES,
     call_named,
     constant_lanes,
-    copy_int32,
-    get,
     helper,
     instruction,
-    int64_at,
     ints_constant,
     rounded_ir,
     share,

@@ -5,18 +5,9 @@ Row r of the result is rows ``stride * r - size // 2`` and the ``size - 1`` afte
 
 from __future__ import annotations
 
-from edgellm.kernels.records import UNFOLD as F
-from edgellm.kernels.simd import (
-    float_at,
-    get,
-    helper,
-    int64_at,
-    load_floats,
-    set_float,
-    share,
-    splat_float,
-    store_floats,
-)
+from edgellm.kernels.memory import float_at, get, int64_at, load_floats, set_float, store_floats
+from edgellm.kernels.simd import helper, share, splat_float
+from edgellm.kernels.sound_records import UNFOLD as F
 
 VARIANTS = ("rows",)
 

@@ -14,40 +14,42 @@ Variants: ``store_NAME`` and ``attend_NAME``, where NAME is the type of the valu
 
 from __future__ import annotations
 
-from edgellm.kernels.products import dot4
-from edgellm.kernels.records import WHOLE as F
-from edgellm.kernels.simd import (
-    absolute,
+from edgellm.kernels.memory import (
     broadcast_float,
     broadcast_int,
     copy_int32,
-    exponential,
     float_at,
     get,
-    helper,
     int32_at,
     int64_at,
-    lane_numbers,
     load_floats,
     load_ints,
     load_signed_bytes,
+    set_float,
+    set_int32,
+    set_int64,
+    store_bytes,
+    store_floats,
+)
+from edgellm.kernels.products import dot4
+from edgellm.kernels.simd import (
+    absolute,
+    exponential,
+    helper,
+    lane_numbers,
     max_lanes,
     maximum,
     multiply_add,
     round_to_ints,
-    set_float,
-    set_int32,
-    set_int64,
     share,
     splat_float,
     splat_int,
-    store_bytes,
-    store_floats,
     sum_int_lanes,
     sum_lanes,
     to_floats,
     where_not_greater,
 )
+from edgellm.kernels.sound_records import WHOLE as F
 
 VARIANTS = ("store_f32", "store_q8", "attend_f32", "attend_q8")
 TILE = 8

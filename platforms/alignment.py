@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.records import SMOOTH, WARP
+from edgellm.kernels.sound_records import SMOOTH, WARP
 from edgellm.platforms.batch import Float32Array, Int32Array
 from edgellm.platforms.cpu_parts import make_record, padded
 from edgellm.platforms.threads import ThreadTeam

@@ -10,7 +10,8 @@ import numpy as np
 from edgellm.errors import InvalidSettingError
 from edgellm.graph import Embedding, Graph, Input
 from edgellm.kernels.packing import PackedMatrix
-from edgellm.kernels.records import ATTENTION, CACHE, CHOOSE, WHOLE
+from edgellm.kernels.records import ATTENTION, CACHE
+from edgellm.kernels.sound_records import CHOOSE, WHOLE
 from edgellm.platforms.alignment import KERNELS as ALIGNMENT_KERNELS
 from edgellm.platforms.alignment import AlignmentPlan
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array

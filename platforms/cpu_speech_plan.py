@@ -20,7 +20,7 @@ from edgellm.graph import (
     StoreSource,
     Unfold,
 )
-from edgellm.kernels import records, tile_layout
+from edgellm.kernels import records, sound_records, tile_layout
 from edgellm.kernels.attention_layout import scratch_bytes
 from edgellm.kernels.packing import PackedMatrix, aligned_zeros
 from edgellm.platforms.batch import BLOCK_TOKENS, Float32Array
@@ -169,9 +169,9 @@ class EncoderPlanner(Planner):
             self._count = ROWS
         target = self._new(operation.out)
         record = make_record(
-            records.UNFOLD, rows=self._count_address(), input_rows=there, width=operation.x.width, size=operation.size,
-            stride=operation.stride, input=source.address, input_stride=source.stride, output=target.address,
-            output_stride=target.stride,
+            sound_records.UNFOLD, rows=self._count_address(), input_rows=there, width=operation.x.width,
+            size=operation.size, stride=operation.stride, input=source.address, input_stride=source.stride,
+            output=target.address, output_stride=target.stride,
         )  # fmt: skip
         self._emit("unfold.rows", record, [source], [target])
 
@@ -272,7 +272,7 @@ class DecoderPlanner(Planner):
         wide[:, : bias.shape[1]] = bias
         self._constants.append(wide)
         self.choose_record = make_record(
-            records.CHOOSE, rows=self.inputs.count_address(OUTPUTS), logits=self.logits.address,
+            sound_records.CHOOSE, rows=self.inputs.count_address(OUTPUTS), logits=self.logits.address,
             logits_stride=self.logits.stride, bias=wide.ctypes.data, bias_stride=wide.strides[0],
             rules=self.rules.ctypes.data, timestamps=timestamps, count=1, tokens=self.tokens.ctypes.data,
             scores=self.scores.ctypes.data,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgellm.errors import OutOfMemoryError
 from edgellm.graph import CacheLayer
-from edgellm.kernels import records
+from edgellm.kernels import sound_records
 from edgellm.platforms.cpu_parts import Buffer, Int64Array, make_record
 
 TILE, GROUP, MOST_WIDTH = 8, 32, 256
@@ -74,7 +74,7 @@ class WholeLayout:
     ) -> Int64Array:
         """What the kernels are told, but for where the memory is; ``rows`` is the address of their number."""
         return make_record(
-            records.WHOLE, rows=rows, heads=self.heads, width=self.width, keys=self.keys, queries=queries.address,
+            sound_records.WHOLE, rows=rows, heads=self.heads, width=self.width, keys=self.keys, queries=queries.address,
             queries_stride=queries.stride, output=output.address, output_stride=output.stride,
             sources=sources.ctypes.data, source_bytes=self.source_bytes, head_bytes=self.head_bytes,
             scales=self.scales, values=self.values_at, value_scales=self.value_scales, constants=constants,

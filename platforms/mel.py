@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgellm.errors import InvalidSettingError
 from edgellm.kernels.packing import aligned_zeros
-from edgellm.kernels.records import MEL
+from edgellm.kernels.sound_records import MEL
 from edgellm.platforms.batch import Float32Array
 from edgellm.platforms.cpu_parts import make_record, padded
 from edgellm.platforms.threads import ThreadTeam

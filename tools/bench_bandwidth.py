@@ -34,7 +34,8 @@ def read_loop() -> Read:
     """The compiled loop: ``read(address, size, ahead)``; size in multiples of 256 bytes."""
     import numba
 
-    from edgellm.kernels.simd import load_ints, prefetch, splat_int, sum_int_lanes
+    from edgellm.kernels.memory import load_ints, prefetch
+    from edgellm.kernels.simd import splat_int, sum_int_lanes
 
     @numba.njit("int64(int64, int64, int64)", nogil=True)
     def read(address, size, ahead):  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.diarization.kernel_calls import call_kernel, kernel_function
-from edgellm.kernels.records import DENSE, DENSE_LAYER
+from edgellm.kernels.sound_records import DENSE, DENSE_LAYER
 
 Floats = NDArray[np.float32]
 GROWTH = 32

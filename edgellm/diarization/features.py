@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.diarization.kernel_calls import call_kernel, kernel_function
-from edgellm.kernels.records import FBANK
+from edgellm.kernels.sound_records import FBANK
 
 SAMPLE_RATE = 16_000
 FRAME = 400

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.diarization.kernel_calls import call_kernel, kernel_function
-from edgellm.kernels.records import LSTM
+from edgellm.kernels.sound_records import LSTM
 
 ZERO = 128
 """The code of zero."""

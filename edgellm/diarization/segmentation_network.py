@@ -20,7 +20,7 @@ from edgellm.diarization.kernel_calls import call_kernel, kernel_function
 from edgellm.diarization.lstm import FULL, GATES, ZERO, Direction, LSTMKernel, by_units, quantized_direction
 from edgellm.diarization.onnx_writer import OnnxWriter
 from edgellm.errors import CorruptFileError
-from edgellm.kernels.records import FOLD
+from edgellm.kernels.sound_records import FOLD
 
 SAMPLE_RATE = 16_000
 WINDOW_SAMPLES = 160_000
