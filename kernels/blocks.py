@@ -12,7 +12,7 @@ from operator import itemgetter
 from numba.core import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.memory import load_halves, load_ints, load_signed_bytes, load_unsigned_bytes, prefetch
+from edgellm.kernels.memory import load_halves, load_ints, load_signed_bytes, load_unsigned_bytes, prefetcher
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.products import dot4_ir, lookup16
 from edgellm.kernels.simd import FLOATS, INTS, TARGET, helper, splat_float, splat_int, splat_ir, to_floats
@@ -21,7 +21,6 @@ TILE = 4  # activation rows that share one unpacking of the weights
 # With few registers sums of more rows would spill, but for formats whose unpacking costs more than that.
 MANY_REGISTERS = TARGET.has("avx512f")
 WIDE = frozenset(FORMATS) - FLOAT_FORMATS if MANY_REGISTERS else frozenset({"k3", "k5", "k6"})
-PREFETCH_STEP = 64  # bytes: with every second line, decode took up to half longer
 
 
 def _load(builder, address, offset, kind, align=4):
@@ -93,16 +92,27 @@ def _tile_product(rows, chunks, sum_place, shift=None):
 
 # -- unpacking: one block of a group to vectors of codes, scales and offsets ---------------------------------------
 # A block function adds one block's products to a tile: codes and scales are addresses of the block in the group,
-# x and s those of the activations' codes and scales at the same place, ahead what to prefetch (0: nothing). Where
+# x and s those of the activations' codes and scales at the same place, ahead what to prefetch for few rows. Where
 # activations lie is an `InputLayout`.
 
 
-@helper
-def prefetch_lines(ahead, part, size):
-    """Prefetch one part of a block, ``size`` bytes each, unless ``ahead`` is 0."""
-    if ahead:
-        for line in range(0, size, PREFETCH_STEP):
-            prefetch(ahead + part * size + line)
+def _prefetch_parts(rows, size):
+    """``f(ahead, part)``: prefetch one part of a block, ``size`` bytes each. For tiles of rows it does nothing: their
+    weights are used again and again. Every line is asked for: with every second one decode took up to half longer."""
+    if rows >= TILE:
+
+        @helper
+        def prefetch_part(ahead, part):
+            pass
+
+        return prefetch_part
+    lines = prefetcher(size)
+
+    @helper
+    def prefetch_part(ahead, part):
+        lines(ahead + part * size)
+
+    return prefetch_part
 
 
 @helper
@@ -148,7 +158,7 @@ def _blocks_of_32(rows, name, layout):
 
     For few rows two short chains of products are faster than a long one, and unpacking less costs most.
     """
-    prefetch_bytes = _bytes_per_32_values(name)
+    prefetch_part = _prefetch_parts(rows, _bytes_per_32_values(name))
     in_place = rows < TILE and name in ("q4", "q4m")
     add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 4 if in_place else 0)
     look_up = lookup16(FORMATS["iq4"].table)
@@ -202,7 +212,7 @@ def _blocks_of_32(rows, name, layout):
     @helper
     def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
         scale = load_halves(scales)
-        prefetch_lines(ahead, 0, prefetch_bytes)
+        prefetch_part(ahead, 0)
         return add(tile, codes_of(codes), scale, offset_of(scale, scales), x, x_stride, s, s_stride)
 
     return block
@@ -259,7 +269,7 @@ def _repeated(byte):
 def _four_bits_by_superblock(rows, name, layout):
     """Q4_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum. Two share their bytes; the codes in the
     high halves stay there, 16 times too large, and their scale makes up for it."""
-    prefetch_bytes = 2 * _bytes_per_32_values(name)
+    prefetch_part = _prefetch_parts(rows, 2 * _bytes_per_32_values(name))
     add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     low, high = _repeated(0x0F), _repeated(0xF0)
@@ -270,7 +280,7 @@ def _four_bits_by_superblock(rows, name, layout):
         sixteenth = d * splat_float(0.0625)
         minimum = load_halves(scales + 32) * splat_float(-1.0)
         for sub in range(0, 8, 2):
-            prefetch_lines(ahead, sub >> 1, prefetch_bytes)
+            prefetch_part(ahead, sub >> 1)
             scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
             offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
             x_sub, s_sub, place = x + codes_step * sub, s + scales_step * sub, codes + 256 * sub
@@ -284,31 +294,59 @@ def _four_bits_by_superblock(rows, name, layout):
     return block
 
 
-def _five_bits_by_superblock(rows, name, layout):
-    """Q5_K: as Q4_K, with a fifth bit."""
-    prefetch_bytes = _bytes_per_32_values(name)
-    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
-    codes_step, scales_step = layout.codes_step, layout.scales_step
+def _eight_parts(rows, add_part):
+    """A block of 256 values, 32 at a time, of a function that adds one such part.
 
-    @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
-        d = load_halves(scales)
-        minimum = load_halves(scales + 32) * splat_float(-1.0)
-        for sub in range(8):
-            prefetch_lines(ahead, sub, prefetch_bytes)
-            scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
-            offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
-            values = low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
-            values = or_codes(values, select_bits(codes + 2048, sub, 0x01010101, 4))
-            tile = add(tile, values, scale, offset, x + codes_step * sub, x_stride, s + scales_step * sub, s_stride)
-        return tile
+    For few rows unpacking costs most, and shifts by a constant cost half of those by a variable: the parts are written
+    out. For more rows that would only make the kernel longer.
+    """
+    if rows >= TILE:
+
+        @helper
+        def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+            d, minimum = load_halves(scales), load_halves(scales + 32) * splat_float(-1.0)
+            for sub in range(8):
+                tile = add_part(tile, sub, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+            return tile
+
+    else:
+
+        @helper
+        def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+            d, minimum = load_halves(scales), load_halves(scales + 32) * splat_float(-1.0)
+            tile = add_part(tile, 0, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+            tile = add_part(tile, 1, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+            tile = add_part(tile, 2, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+            tile = add_part(tile, 3, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+            tile = add_part(tile, 4, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+            tile = add_part(tile, 5, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+            tile = add_part(tile, 6, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+            return add_part(tile, 7, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
 
     return block
 
 
+def _five_bits_by_superblock(rows, name, layout):
+    """Q5_K: as Q4_K, with a fifth bit."""
+    prefetch_part = _prefetch_parts(rows, _bytes_per_32_values(name))
+    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
+    codes_step, scales_step = layout.codes_step, layout.scales_step
+
+    @helper
+    def add_part(tile, sub, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead):
+        prefetch_part(ahead, sub)
+        scale = d * to_floats(load_unsigned_bytes(scales + 64 + 16 * sub))
+        offset = minimum * to_floats(load_unsigned_bytes(scales + 192 + 16 * sub))
+        values = low_and_high(codes + 512 * (sub >> 1), (sub & 1) * 4)
+        values = or_codes(values, select_bits(codes + 2048, sub, 0x01010101, 4))
+        return add(tile, values, scale, offset, x + codes_step * sub, x_stride, s + scales_step * sub, s_stride)
+
+    return _eight_parts(rows, add_part)
+
+
 def _sixteen_value_scales(rows, name, layout):
     """Q2_K, Q3_K and Q6_K: 16 sub-blocks of 16 values, each with its scale (Q2_K: and minimum)."""
-    prefetch_bytes = _bytes_per_32_values(name)
+    prefetch_part = _prefetch_parts(rows, _bytes_per_32_values(name))
     add_low, add_high = _tile_product(rows, 4, layout.first_half), _tile_product(rows, 4, layout.second_half)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     two, three = name == "k2", name == "k3"
@@ -333,25 +371,21 @@ def _sixteen_value_scales(rows, name, layout):
         return scale, scale * splat_float(-4.0 if three else -32.0)
 
     @helper
-    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
-        d = load_halves(scales)
-        minimum = load_halves(scales + 32) * splat_float(-1.0)
-        for sub in range(8):
-            prefetch_lines(ahead, sub, prefetch_bytes)
-            v = values_of(codes, sub >> 2, sub & 3)
-            scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub)
-            x_sub, s_sub = x + codes_step * sub, s + scales_step * sub
-            tile = add_low(tile, (v[0], v[1], v[2], v[3]), scale, offset, x_sub, x_stride, s_sub, s_stride)
-            scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub + 16)
-            tile = add_high(tile, (v[4], v[5], v[6], v[7]), scale, offset, x_sub + 16, x_stride, s_sub, s_stride)
-        return tile
+    def add_part(tile, sub, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead):
+        prefetch_part(ahead, sub)
+        v = values_of(codes, sub >> 2, sub & 3)
+        scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub)
+        x_sub, s_sub = x + codes_step * sub, s + scales_step * sub
+        tile = add_low(tile, (v[0], v[1], v[2], v[3]), scale, offset, x_sub, x_stride, s_sub, s_stride)
+        scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub + 16)
+        return add_high(tile, (v[4], v[5], v[6], v[7]), scale, offset, x_sub + 16, x_stride, s_sub, s_stride)
 
-    return block
+    return _eight_parts(rows, add_part)
 
 
 def _table_by_superblock(rows, name, layout):
     """IQ4_XS: 8 sub-blocks of 32 table entries, each with a 6-bit scale (stored as a signed byte)."""
-    prefetch_bytes = _bytes_per_32_values(name)
+    prefetch_part = _prefetch_parts(rows, _bytes_per_32_values(name))
     add = _tile_product(rows, 8, layout.total)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     look_up = lookup16(FORMATS["iq4"].table)
@@ -360,7 +394,7 @@ def _table_by_superblock(rows, name, layout):
     def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
         d = load_halves(scales)
         for sub in range(8):
-            prefetch_lines(ahead, sub, prefetch_bytes)
+            prefetch_part(ahead, sub)
             scale = d * to_floats(load_signed_bytes(scales + 32 + 16 * sub))
             n = nibbles(codes + 256 * sub)
             values = (
@@ -377,7 +411,7 @@ def _table_by_superblock(rows, name, layout):
 def _ternary(rows, name, layout):
     """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values. The codes stay where they are in their
     bytes, 1, 4, 16 and 64 times too large, and their scales make up for it."""
-    prefetch_bytes = 4 * _bytes_per_32_values(name)
+    prefetch_part = _prefetch_parts(rows, 4 * _bytes_per_32_values(name))
     add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     first, second, third, fourth = (_repeated(3 << shift) for shift in (0, 2, 4, 6))
@@ -388,7 +422,7 @@ def _ternary(rows, name, layout):
         offset = scale * splat_float(-1.0)
         quarter, sixteenth, last = scale * splat_float(0.25), scale * splat_float(0.0625), scale * splat_float(1 / 64)
         for half in range(2):
-            prefetch_lines(ahead, half, prefetch_bytes)
+            prefetch_part(ahead, half)
             place, a, b = codes + 512 * half, x + 4 * codes_step * half, s + 4 * scales_step * half
             tile = add(tile, _masked(place, first), scale, offset, a, x_stride, b, s_stride)
             a, b = a + codes_step, b + scales_step

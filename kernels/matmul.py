@@ -63,7 +63,7 @@ def products_of_blocks(rows, name, inputs=BY_ROW):
         def group(tile, weights, blocks, x, x_stride, s, s_stride, distance):
             for number in range(blocks):
                 codes = weights + number * unit_bytes
-                ahead = codes + distance if distance else 0
+                ahead = codes + distance
                 tile = block(
                     tile, codes, codes + code_bytes, x + number * input_bytes, x_stride,
                     s + number * sums_bytes, s_stride, ahead,
@@ -77,16 +77,16 @@ def products_of_blocks(rows, name, inputs=BY_ROW):
         for number in range(0, blocks - 1, 2):
             codes = weights + (number >> 1) * unit_bytes
             scales = codes + 2 * code_bytes
-            ahead = codes + distance if distance else 0
+            ahead = codes + distance
             x_pair, s_pair = x + number * input_bytes, s + number * sums_bytes
             tile = block(tile, codes, scales, x_pair, x_stride, s_pair, s_stride, ahead)
             codes, scales = codes + code_bytes, scales + scale_bytes
-            ahead = codes + distance if distance else 0
+            ahead = codes + distance
             tile = block(tile, codes, scales, x_pair + input_bytes, x_stride, s_pair + sums_bytes, s_stride, ahead)
         if blocks & 1:
             codes = weights + (blocks >> 1) * unit_bytes
             x_last, s_last = x + (blocks - 1) * input_bytes, s + (blocks - 1) * sums_bytes
-            tile = block(tile, codes, codes + 2 * code_bytes, x_last, x_stride, s_last, s_stride, 0)
+            tile = block(tile, codes, codes + 2 * code_bytes, x_last, x_stride, s_last, s_stride, codes)
         return tile
 
     return group

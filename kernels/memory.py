@@ -23,6 +23,7 @@ from edgellm.kernels.simd import (
 _i8, _i16, _i32, _i64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _f16, _f32 = ir.HalfType(), ir.FloatType()
 _pointer = ir.PointerType()
+LINE = 64  # bytes of a cache line
 
 
 def _at(builder, address):
@@ -146,6 +147,22 @@ def prefetch(builder, address):
 def prefetch_near(builder, address):
     """The same into the first level: for what is needed within a microsecond."""
     _prefetch_ir(builder, address, 3)
+
+
+def prefetcher(size):
+    """An instruction that asks for so many bytes from an address on, line by line, in the order of the program.
+
+    Left alone the compiler gathers the requests of a whole stretch of code at its start, where they wait for one
+    another.
+    """
+
+    @instruction(types.none, types.int64)
+    def prefetch_lines(builder, address):
+        for line in range(0, size, LINE):
+            _prefetch_ir(builder, builder.add(address, ir.Constant(_i64, line)), 2)
+        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
+
+    return prefetch_lines
 
 
 # -- vectors in memory -------------------------------------------------------------------------------------------
