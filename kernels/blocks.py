@@ -30,7 +30,7 @@ def _load(builder, address, offset, kind, align=4):
     return builder.load(builder.inttoptr(place, ir.PointerType()), align=align, typ=kind)
 
 
-def _tile_product(rows, chunks, sum_place, shift=None):
+def tile_product(rows, chunks, sum_place, shift=None):
     """An instruction: add one block's products to a tile of ``rows`` vectors of results.
 
     ``chunks`` vectors of codes hold 4 values each of 16 weight rows; ``sum_place`` is where the block's sum stands
@@ -92,14 +92,20 @@ def _tile_product(rows, chunks, sum_place, shift=None):
 
 # -- unpacking: one block of a group to vectors of codes, scales and offsets ---------------------------------------
 # A block function adds one block's products to a tile: codes and scales are addresses of the block in the group,
-# x and s those of the activations' codes and scales at the same place, ahead what to prefetch for few rows. Where
-# activations lie is an `InputLayout`.
+# x and s those of the activations' codes and scales at the same place, ahead what to prefetch, if anything. Where
+# activations lie is an `InputLayout`. What becomes of the unpacked block is for ``product`` to say: a function like
+# `tile_product`.
 
 
-def _prefetch_parts(rows, size):
-    """``f(ahead, part)``: prefetch one part of a block, ``size`` bytes each. For tiles of rows it does nothing: their
-    weights are used again and again. Every line is asked for: with every second one decode took up to half longer."""
-    if rows >= TILE:
+def _reads_once(rows, product):
+    """Whether weights pass by for few rows or on their way to a panel: then reading and unpacking them is what costs."""
+    return rows < TILE or product is not tile_product
+
+
+def _prefetch_parts(rows, product, size):
+    """``f(ahead, part)``: prefetch one part of a block, ``size`` bytes each; nothing where blocks are read again and
+    again. Every line is asked for: with every second one decode took up to half longer."""
+    if not _reads_once(rows, product):
 
         @helper
         def prefetch_part(ahead, part):
@@ -153,14 +159,14 @@ def _bytes_per_32_values(name):
     return (layout.code_bytes + layout.scale_bytes) * 32 // layout.values
 
 
-def _blocks_of_32(rows, name, layout):
+def _blocks_of_32(rows, name, layout, product=tile_product):
     """Formats with one half-precision scale, and perhaps an offset, per 32 values.
 
     For few rows two short chains of products are faster than a long one, and unpacking less costs most.
     """
-    prefetch_part = _prefetch_parts(rows, _bytes_per_32_values(name))
+    prefetch_part = _prefetch_parts(rows, product, _bytes_per_32_values(name))
     in_place = rows < TILE and name in ("q4", "q4m")
-    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 4 if in_place else 0)
+    add = product(rows, 8, layout.total, None if rows >= TILE else 4 if in_place else 0)
     look_up = lookup16(FORMATS["iq4"].table)
     unsigned = {"q8": -128.0, "q4": -8.0, "q5": -16.0, "iq4": -128.0}
 
@@ -266,11 +272,11 @@ def _repeated(byte):
     return int.from_bytes(bytes([byte] * 4), "little", signed=True)
 
 
-def _four_bits_by_superblock(rows, name, layout):
+def _four_bits_by_superblock(rows, name, layout, product=tile_product):
     """Q4_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum. Two share their bytes; the codes in the
     high halves stay there, 16 times too large, and their scale makes up for it."""
-    prefetch_part = _prefetch_parts(rows, 2 * _bytes_per_32_values(name))
-    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
+    prefetch_part = _prefetch_parts(rows, product, 2 * _bytes_per_32_values(name))
+    add = product(rows, 8, layout.total, None if rows >= TILE else 0)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     low, high = _repeated(0x0F), _repeated(0xF0)
 
@@ -294,13 +300,13 @@ def _four_bits_by_superblock(rows, name, layout):
     return block
 
 
-def _eight_parts(rows, add_part):
+def _eight_parts(rows, product, add_part):
     """A block of 256 values, 32 at a time, of a function that adds one such part.
 
-    For few rows unpacking costs most, and shifts by a constant cost half of those by a variable: the parts are written
-    out. For more rows that would only make the kernel longer.
+    Shifts by a constant cost half of those by a variable. Where unpacking is what costs, the parts are written out;
+    elsewhere that would only make the kernel longer.
     """
-    if rows >= TILE:
+    if not _reads_once(rows, product):
 
         @helper
         def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
@@ -326,10 +332,10 @@ def _eight_parts(rows, add_part):
     return block
 
 
-def _five_bits_by_superblock(rows, name, layout):
+def _five_bits_by_superblock(rows, name, layout, product=tile_product):
     """Q5_K: as Q4_K, with a fifth bit."""
-    prefetch_part = _prefetch_parts(rows, _bytes_per_32_values(name))
-    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
+    prefetch_part = _prefetch_parts(rows, product, _bytes_per_32_values(name))
+    add = product(rows, 8, layout.total, None if rows >= TILE else 0)
     codes_step, scales_step = layout.codes_step, layout.scales_step
 
     @helper
@@ -341,13 +347,13 @@ def _five_bits_by_superblock(rows, name, layout):
         values = or_codes(values, select_bits(codes + 2048, sub, 0x01010101, 4))
         return add(tile, values, scale, offset, x + codes_step * sub, x_stride, s + scales_step * sub, s_stride)
 
-    return _eight_parts(rows, add_part)
+    return _eight_parts(rows, product, add_part)
 
 
-def _sixteen_value_scales(rows, name, layout):
+def _sixteen_value_scales(rows, name, layout, product=tile_product):
     """Q2_K, Q3_K and Q6_K: 16 sub-blocks of 16 values, each with its scale (Q2_K: and minimum)."""
-    prefetch_part = _prefetch_parts(rows, _bytes_per_32_values(name))
-    add_low, add_high = _tile_product(rows, 4, layout.first_half), _tile_product(rows, 4, layout.second_half)
+    prefetch_part = _prefetch_parts(rows, product, _bytes_per_32_values(name))
+    add_low, add_high = product(rows, 4, layout.first_half), product(rows, 4, layout.second_half)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     two, three = name == "k2", name == "k3"
 
@@ -380,13 +386,13 @@ def _sixteen_value_scales(rows, name, layout):
         scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub + 16)
         return add_high(tile, (v[4], v[5], v[6], v[7]), scale, offset, x_sub + 16, x_stride, s_sub, s_stride)
 
-    return _eight_parts(rows, add_part)
+    return _eight_parts(rows, product, add_part)
 
 
-def _table_by_superblock(rows, name, layout):
+def _table_by_superblock(rows, name, layout, product=tile_product):
     """IQ4_XS: 8 sub-blocks of 32 table entries, each with a 6-bit scale (stored as a signed byte)."""
-    prefetch_part = _prefetch_parts(rows, _bytes_per_32_values(name))
-    add = _tile_product(rows, 8, layout.total)
+    prefetch_part = _prefetch_parts(rows, product, _bytes_per_32_values(name))
+    add = product(rows, 8, layout.total)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     look_up = lookup16(FORMATS["iq4"].table)
 
@@ -408,11 +414,11 @@ def _table_by_superblock(rows, name, layout):
     return block
 
 
-def _ternary(rows, name, layout):
+def _ternary(rows, name, layout, product=tile_product):
     """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values. The codes stay where they are in their
     bytes, 1, 4, 16 and 64 times too large, and their scales make up for it."""
-    prefetch_part = _prefetch_parts(rows, 4 * _bytes_per_32_values(name))
-    add = _tile_product(rows, 8, layout.total, None if rows >= TILE else 0)
+    prefetch_part = _prefetch_parts(rows, product, 4 * _bytes_per_32_values(name))
+    add = product(rows, 8, layout.total, None if rows >= TILE else 0)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     first, second, third, fourth = (_repeated(3 << shift) for shift in (0, 2, 4, 6))
 

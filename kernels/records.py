@@ -65,6 +65,8 @@ MATMUL_TILES = record(
     "bias",  # address of float32, or 0
     "accumulate",  # 1: add to what the output holds
     "group_bytes",  # from one group of weights to the next
+    "scratch",  # address of each thread's memory, on a cache line, see tile_layout.py
+    "scratch_stride",  # bytes
 )
 
 

@@ -16,6 +16,14 @@ PIECE_BYTES = 384
 SCALES = 32 * ROWS  # where the scales of the first row stand in a piece, and how far the next kind is from them
 KIND = 4 * ROWS
 CACHED_BYTES = 512 << 10  # of activations that stay in the second-level cache while all weights pass
+# What is multiplied at a time, see `edgellm.kernels.matmul_tiles`:
+TILES = 8  # or fewer,
+PIECES = 8  # or fewer at the end of a row: of panels of unpacked weights,
+GROUPS = 2  # or one, where a processor has few registers,
+PANEL_PIECE = 12 * 64  # bytes of the longest piece of a panel
+PANEL_BYTES = PIECES * PANEL_PIECE
+SUMS_BYTES = TILES * ROWS * GROUPS * 64
+SCRATCH_BYTES = GROUPS * PANEL_BYTES + SUMS_BYTES  # of each thread
 
 
 @dataclass(frozen=True)
@@ -51,4 +59,4 @@ def input_bytes(rows: int, columns: int, fine: bool) -> int:
 
 def tiles_at_once(columns: int) -> int:
     """Tiles that are multiplied by a group of weights before the next group comes."""
-    return max(CACHED_BYTES // tile_bytes(columns), 1)
+    return max(CACHED_BYTES // tile_bytes(columns), TILES)

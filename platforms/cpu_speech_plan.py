@@ -109,7 +109,9 @@ class EncoderPlanner(Planner):
         self.source_records: list[tuple[int, Int64Array]] = []
         self.source_slots = np.zeros(graph.source_length, np.int32)
         self.max_outputs = 2 * graph.source_length
-        super().__init__(graph, matrices, vectors, cache_type, cache, threads, [Int8Tiles(graph.source_length)])
+        super().__init__(
+            graph, matrices, vectors, cache_type, cache, threads, [Int8Tiles(threads, graph.source_length)]
+        )
         self._fine = fine_speech_products(graph)
         inputs = self.inputs
         inputs.rows[0], inputs.outputs[0] = graph.source_length, self.max_outputs

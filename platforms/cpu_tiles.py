@@ -35,7 +35,7 @@ def int8_tile_kernels(usual: set[str]) -> set[str]:
 
 def tiles_for(mode: str | None, threads: int) -> list[AMXTiles | Int8Tiles]:
     """What makes the steps for many rows, the preferred first; ``mode``: of AMX, see `edgellm.platforms.amx`."""
-    return [*([AMXTiles(mode, threads)] if mode else []), Int8Tiles()]
+    return [*([AMXTiles(mode, threads)] if mode else []), Int8Tiles(threads)]
 
 
 class Int8Tiles:
@@ -43,9 +43,11 @@ class Int8Tiles:
 
     fewest_rows = tile_layout.FEWEST_ROWS
 
-    def __init__(self, rows: int = MAX_ROWS) -> None:
+    def __init__(self, threads: int, rows: int = MAX_ROWS) -> None:
+        self._threads = threads
         self._rows = -(-rows // tile_layout.ROWS) * tile_layout.ROWS
         self._inputs: dict[tuple[str, bool], Buffer] = {}
+        self._scratch: Buffer | None = None
 
     def takes(self, matrix: PackedMatrix, rounded: bool) -> bool:
         """Whether there is a kernel for products with that matrix."""
@@ -89,8 +91,11 @@ class Int8Tiles:
             name = f"tile_input.int8{variant}" if rounded is None else "tile_input.codes"
             steps.append(Step(name, record, sources, [self._inputs[key]], rows=MANY_ROWS))
         copied = ("rows", "weights", "groups", "blocks", "output", "output_stride", "bias", "accumulate", "group_bytes")
+        if self._scratch is None:
+            self._scratch = pool.take(self._threads, tile_layout.SCRATCH_BYTES)
         record = make_record(
-            records.MATMUL_TILES, input=self._inputs[key].address, tile_bytes=tile_layout.tile_bytes(columns),
+            records.MATMUL_TILES, scratch=self._scratch.address, scratch_stride=self._scratch.stride,
+            input=self._inputs[key].address, tile_bytes=tile_layout.tile_bytes(columns),
             tiles_at_once=tile_layout.tiles_at_once(columns), **{name: field[name] for name in copied},
         )  # fmt: skip
         kernel = f"matmul_tiles.{matrix.format.name}{variant}"

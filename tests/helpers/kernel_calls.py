@@ -28,6 +28,7 @@ from edgellm.kernels.packing import (
     LANES,
     RECIPES,
     PackedMatrix,
+    aligned_empty,
     pack_matrix,
     packed_type,
     ternary_to_two_bits,
@@ -211,11 +212,16 @@ def held_by(tiles: Array, rows: int, columns: int, parts: int) -> Activations:
 
 
 def matmul_tiles_record(matrix: PackedMatrix, tiles: Array, output: Array, rows: int, **more: int | Array) -> Record:
-    """The record of ``output[row] = weights @ row`` for rows in tiles; ``output`` has room for whole tiles."""
+    """The record of ``output[row] = weights @ row`` for rows in tiles; ``output`` has room for whole tiles.
+
+    It serves threads that run one after the other.
+    """
+    scratch = aligned_empty(tile_layout.SCRATCH_BYTES)
     return Record(
         MATMUL_TILES, rows=np.array([rows]), weights=matrix.data, groups=matrix.groups, blocks=matrix.blocks,
         input=tiles, tile_bytes=tile_layout.tile_bytes(matrix.columns), tiles_at_once=2, output=output,
-        output_stride=output.strides[0], group_bytes=matrix.format.group_bytes(matrix.blocks), **more,
+        output_stride=output.strides[0], group_bytes=matrix.format.group_bytes(matrix.blocks), scratch=guarded(scratch),
+        **more,
     )  # fmt: skip
 
 
