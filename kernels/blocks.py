@@ -98,7 +98,7 @@ def tile_product(rows, chunks, sum_place, shift=None):
 
 
 def _reads_once(rows, product):
-    """Whether weights pass by for few rows, or on their way to a panel: reading and unpacking them is what costs then."""
+    """Whether weights pass by for few rows or on their way to a panel: reading and unpacking is what costs then."""
     return rows < TILE or product is not tile_product
 
 
