@@ -79,6 +79,11 @@ def cache_shape(layout: BlockLayout, heads: int) -> dict[str, int]:
 class EncoderPlanner(Planner):
     """The plan of an encoder: its ``tiled_body`` runs once for a source. Its numbers of rows are those of the model.
 
+    Args:
+        graph, matrices, vectors, cache_type, cache, threads: as those of `Planner`; the cache is one layer's.
+        source, source_type: where keys and values for the decoder go, and their type unless that is int8.
+        whole: where those of the encoder go, if its attention multiplies int8.
+
     Attributes:
         frames: where the input goes.
         source_records: layer and record of what stores keys and values for the decoder.
@@ -99,10 +104,11 @@ class EncoderPlanner(Planner):
         cache: CacheMemory,
         threads: int,
         source: CacheMemory | WholeMemory,
+        source_type: str,
         whole: WholeMemory | None = None,
     ) -> None:
         self.max_rows = -(-graph.source_length // tile_layout.ROWS) * tile_layout.ROWS  # products write whole tiles
-        self._source, self._whole = source, whole
+        self._source, self._source_type, self._whole = source, source_type, whole
         self.whole_records: list[Int64Array] = []
         self.source = np.zeros(1, np.int32)
         self._kept: set[str] = set()
@@ -208,9 +214,9 @@ class EncoderPlanner(Planner):
         record = make_record(
             records.CACHE, rows=self._count_address(), keys=k.address, keys_stride=k.stride, values=v.address,
             values_stride=v.stride, slots=self.source_slots.ctypes.data,
-            **cache_shape(BlockLayout.of(layer, self._cache_type), layer.kv_heads),
+            **cache_shape(BlockLayout.of(layer, self._source_type), layer.kv_heads),
         )  # fmt: skip
-        self._emit(f"cache.{self._cache_type}", record, [k, v], [self._source.layer(operation.layer)])
+        self._emit(f"cache.{self._source_type}", record, [k, v], [self._source.layer(operation.layer)])
         self.source_records.append((operation.layer, record))
 
 
