@@ -30,6 +30,7 @@ from edgellm.platforms.cpu_parts import (
     OUTPUTS,
     ROWS,
     Buffer,
+    BufferPool,
     Int64Array,
     Step,
     make_record,
@@ -56,6 +57,23 @@ def fine_speech_products(graph: Graph) -> frozenset[str]:
         if isinstance(operation, Linear):
             names.add(operation.out.name)
     return frozenset()
+
+
+class FittingPool(BufferPool):
+    """Gives the smallest free buffer that is large enough, unless it is far too large.
+
+    An encoder's buffers are megabytes each, of many sizes, and few of them are in use at the same time.
+    """
+
+    _FAR = 3
+
+    def take(self, rows: int, stride: int) -> Buffer:
+        """A zeroed or used buffer of at least rows * stride bytes."""
+        size = rows * stride + 64
+        fitting = [free for free, buffers in self._free.items() if buffers and size <= free <= self._FAR * size]
+        if not fitting:
+            return super().take(rows, stride)
+        return Buffer(self._free[min(fitting)].pop(), stride)
 
 
 def source_blocks(length: int) -> int:
@@ -116,6 +134,10 @@ class EncoderPlanner(Planner):
         self.source_slots = np.zeros(graph.source_length, np.int32)
         self.max_outputs = 2 * graph.source_length
         super().__init__(graph, matrices, vectors, cache_type, cache, threads, [Int8Tiles(graph.source_length)])
+        self.pool = FittingPool()
+        widest = 4 * padded(max(operation.out.width for operation in graph.operations if isinstance(operation, Linear)))
+        for buffer in [self.pool.take(self.max_rows, widest) for _ in range(2)]:  # the others fit into these first
+            self.pool.give(buffer)
         self._fine = fine_speech_products(graph)
         inputs = self.inputs
         inputs.rows[0], inputs.outputs[0] = graph.source_length, self.max_outputs
