@@ -95,7 +95,7 @@ class TranscriptionSettings:
     no_repeat_ngram_size: int = 0
     vad_filter: bool = True
     vad_parameters: VoiceActivitySettings = field(default_factory=VoiceActivitySettings)
-    batch_size: int = 6
+    batch_size: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
