@@ -30,6 +30,8 @@ class LiveWindow:
         self._longest = longest
         self._over: list[Piece] = []
         self._samples: Samples = np.empty(0, np.float32)
+        self._told = 0
+        """Where the pause before the utterance that goes on began."""
         self.start = 0
         self.speaking_since: int | None = None
 
@@ -77,12 +79,13 @@ class LiveWindow:
         self._over += self._going_on(end)
         self.speaking_since = None
         self._drop(end)
+        self._told = self.start
 
     def let_go(self, sample: int) -> None:
         """The window begins here from now on, within the utterance that goes on."""
         self._over = []
         self._drop(sample)
-        self.speaking_since = self.start
+        self._told = self.speaking_since = self.start
 
     def make_room(self) -> bool:
         """Let go of what is over if there is too much speech; returns whether there was."""
@@ -90,8 +93,9 @@ class LiveWindow:
         if not self._over or speech <= self._longest:
             return False
         self._over = []
-        if self.speaking_since is not None:  # half of the pause before it stays, as in a file's windows
-            self._drop((self.start + self.speaking_since) // 2)
+        if self._pause:  # half of it stays, as in a file's windows
+            self._drop(self._told + self._pause // 2)
+            self._told = self.start
         return True
 
     def packed(self, end: int) -> Window:
@@ -102,9 +106,15 @@ class LiveWindow:
         """The utterance that goes on, and the pause before it unless that was long."""
         since = self.speaking_since
         assert since is not None
-        if 0 < since - self.start <= LONGEST_PAUSE:
+        if self._pause:
             yield Piece(self.start, self._samples[: since - self.start], speech=False)
         yield Piece(since, self._samples[since - self.start : end - self.start])
+
+    @property
+    def _pause(self) -> int:
+        """Samples of the pause before the utterance that goes on, 0 if it is left out."""
+        length = 0 if self.speaking_since is None else self.speaking_since - self._told
+        return length if length <= LONGEST_PAUSE else 0
 
     def _drop(self, sample: int) -> None:
         count = min(max(0, sample - self.start), len(self._samples))
