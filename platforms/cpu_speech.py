@@ -27,6 +27,8 @@ from edgellm.platforms.mel import KERNELS as MEL_KERNELS
 from edgellm.platforms.mel import MelPlan
 from edgellm.weights import WeightStore
 
+_ENCODER_CACHE = "f32"
+
 
 class CPUSpeechExecutor(CPUExecutor):
     """Runs a speech model with compiled kernels; see ``edgellm.platforms.batch.SpeechExecutor``.
@@ -35,8 +37,9 @@ class CPUSpeechExecutor(CPUExecutor):
         encoder: the graph from frames to keys and values.
         decoder: the graph from tokens to logits.
         weights, threads, cache_type, progress, meanwhile: as those of `CPUExecutor`; the cache type is also that of
-            the keys and values of sources and of the encoder,
-        quantized_sources: unless these are int8, with attention that multiplies int8.
+            the keys and values of sources,
+        quantized_sources: unless these are int8, and those within the encoder too; else the latter are float32, of
+            which there is one layer's at a time.
     """
 
     planner_type = DecoderPlanner
@@ -60,7 +63,7 @@ class CPUSpeechExecutor(CPUExecutor):
         self._source_memory: CacheMemory | WholeMemory = CacheMemory(decoder.source, cache_type)
         if quantized_sources and supports(decoder.source[0]) and supports(encoder.cache[0]):
             self._use_whole_attention(encoder, decoder)
-        self._encoder_cache = CacheMemory(encoder.cache[:1], cache_type)
+        self._encoder_cache = CacheMemory(encoder.cache[:1], _ENCODER_CACHE)
         self._source_blocks = source_blocks(decoder.source_length)
         self._source_tables = np.zeros(0, np.int32)
         self._filled: set[int] = set()
@@ -80,8 +83,8 @@ class CPUSpeechExecutor(CPUExecutor):
 
     def _kernel_names(self, formats: dict[str, str], cache_type: str) -> set[str]:
         names = set()
-        for graph in (self.encoder_graph, self.graph):
-            names |= kernel_names(graph, formats, cache_type, fine_speech_products(graph))
+        for graph, kind in ((self.encoder_graph, _ENCODER_CACHE), (self.graph, cache_type)):
+            names |= kernel_names(graph, formats, kind, fine_speech_products(graph))
         if self._whole is not None:
             kinds = ("store_f32", "store_q8", "attend_f32", "attend_q8")
             names |= {f"whole_attention.{kind}" for kind in kinds}
@@ -103,8 +106,8 @@ class CPUSpeechExecutor(CPUExecutor):
             if isinstance(operation, Embedding):
                 vectors[operation.weight] = self._weights.float32(operation.weight)
         planner = EncoderPlanner(
-            self.encoder_graph, matrices, vectors, cache_type, self._encoder_cache, self.threads,
-            self._source_memory, self._whole,
+            self.encoder_graph, matrices, vectors, _ENCODER_CACHE, self._encoder_cache, self.threads,
+            self._source_memory, cache_type, self._whole,
         )  # fmt: skip
         planner.plan()
         self._encoder_plan = _plan_array(planner.tiled_body, self._addresses)

@@ -30,6 +30,7 @@ from edgellm.platforms.cpu_parts import (
     OUTPUTS,
     ROWS,
     Buffer,
+    BufferPool,
     Int64Array,
     Step,
     make_record,
@@ -58,6 +59,23 @@ def fine_speech_products(graph: Graph) -> frozenset[str]:
     return frozenset()
 
 
+class FittingPool(BufferPool):
+    """Gives the smallest free buffer that is large enough, unless it is far too large.
+
+    An encoder's buffers are megabytes each, of many sizes, and few of them are in use at the same time.
+    """
+
+    _FAR = 3
+
+    def take(self, rows: int, stride: int) -> Buffer:
+        """A zeroed or used buffer of at least rows * stride bytes."""
+        size = rows * stride + 64
+        fitting = [free for free, buffers in self._free.items() if buffers and size <= free <= self._FAR * size]
+        if not fitting:
+            return super().take(rows, stride)
+        return Buffer(self._free[min(fitting)].pop(), stride)
+
+
 def source_blocks(length: int) -> int:
     """Blocks of the cache that a source of so many rows takes."""
     return -(-length // BLOCK_TOKENS)
@@ -79,6 +97,11 @@ def cache_shape(layout: BlockLayout, heads: int) -> dict[str, int]:
 class EncoderPlanner(Planner):
     """The plan of an encoder: its ``tiled_body`` runs once for a source. Its numbers of rows are those of the model.
 
+    Args:
+        graph, matrices, vectors, cache_type, cache, threads: as those of `Planner`; the cache is one layer's.
+        source, source_type: where keys and values for the decoder go, and their type unless that is int8.
+        whole: where those of the encoder go, if its attention multiplies int8.
+
     Attributes:
         frames: where the input goes.
         source_records: layer and record of what stores keys and values for the decoder.
@@ -99,10 +122,11 @@ class EncoderPlanner(Planner):
         cache: CacheMemory,
         threads: int,
         source: CacheMemory | WholeMemory,
+        source_type: str,
         whole: WholeMemory | None = None,
     ) -> None:
         self.max_rows = -(-graph.source_length // tile_layout.ROWS) * tile_layout.ROWS  # products write whole tiles
-        self._source, self._whole = source, whole
+        self._source, self._source_type, self._whole = source, source_type, whole
         self.whole_records: list[Int64Array] = []
         self.source = np.zeros(1, np.int32)
         self._kept: set[str] = set()
@@ -112,6 +136,10 @@ class EncoderPlanner(Planner):
         super().__init__(
             graph, matrices, vectors, cache_type, cache, threads, [Int8Tiles(threads, graph.source_length)]
         )
+        self.pool = FittingPool()
+        widest = 4 * padded(max(operation.out.width for operation in graph.operations if isinstance(operation, Linear)))
+        for buffer in [self.pool.take(self.max_rows, widest) for _ in range(2)]:  # the others fit into these first
+            self.pool.give(buffer)
         self._fine = fine_speech_products(graph)
         inputs = self.inputs
         inputs.rows[0], inputs.outputs[0] = graph.source_length, self.max_outputs
@@ -210,9 +238,9 @@ class EncoderPlanner(Planner):
         record = make_record(
             records.CACHE, rows=self._count_address(), keys=k.address, keys_stride=k.stride, values=v.address,
             values_stride=v.stride, slots=self.source_slots.ctypes.data,
-            **cache_shape(BlockLayout.of(layer, self._cache_type), layer.kv_heads),
+            **cache_shape(BlockLayout.of(layer, self._source_type), layer.kv_heads),
         )  # fmt: skip
-        self._emit(f"cache.{self._cache_type}", record, [k, v], [self._source.layer(operation.layer)])
+        self._emit(f"cache.{self._source_type}", record, [k, v], [self._source.layer(operation.layer)])
         self.source_records.append((operation.layer, record))
 
 

@@ -6,6 +6,9 @@ spoken, and tells how long after being spoken words were firm, and how many agre
 ``silence``: twenty minutes of silence, noise and tones, which hold no word: how many were invented, and how fast.
 
 ``gaps FILES``: the files joined with silences of known lengths: whether words lie within the file they are of.
+
+``agreement FILES``: each file by itself: where its words differ from those of a peer, which ``--reference`` holds or
+which is asked (``--against``, ``--faster-whisper``); and from what was said, if ``--transcripts`` tells.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from edgellm.speech.agreement import plain
 from edgellm.speech.results import Word
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.transcriber import Transcriber
+from edgellm.tools.speech_agreement import compare, own_texts, peer_texts, read_texts
+from edgellm.tools.speech_words import agreement, aligned, split
 
 Samples = npt.NDArray[np.float32]
 
@@ -192,64 +197,51 @@ def _in_gap(word: Word, spans: Sequence[tuple[float, float]]) -> bool:
     return not any(word.start < end + _NEAR and word.end > start - _NEAR for start, end in spans)
 
 
-def split(text: str) -> list[str]:
-    """Words as they sound."""
-    return [word for word in map(plain, text.split()) if word]
-
-
-def aligned(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int]]:
-    """Places of the words that are equal in an alignment with the fewest edits (Levenshtein)."""
-    costs = np.zeros((len(first) + 1, len(second) + 1), np.int32)
-    costs[:, 0], costs[0] = np.arange(len(first) + 1), np.arange(len(second) + 1)
-    same = np.array(first, object)[:, None] == np.array(second, object)[None] if first and second else None
-    for i in range(1, len(first) + 1):
-        for j in range(1, len(second) + 1):
-            assert same is not None
-            swap = costs[i - 1, j - 1] + (not same[i - 1, j - 1])
-            costs[i, j] = min(swap, costs[i - 1, j] + 1, costs[i, j - 1] + 1)
-    pairs, i, j = [], len(first), len(second)
-    while i and j:
-        if costs[i, j] == costs[i - 1, j - 1] + (first[i - 1] != second[j - 1]):
-            if first[i - 1] == second[j - 1]:
-                pairs.append((i - 1, j - 1))
-            i, j = i - 1, j - 1
-        elif costs[i, j] == costs[i - 1, j] + 1:
-            i -= 1
-        else:
-            j -= 1
-    return pairs[::-1]
-
-
-def word_errors(reference: Sequence[str], words: Sequence[str]) -> int:
-    """The least number of words to change, add or leave out."""
-    row = np.arange(len(words) + 1)
-    for number, word in enumerate(reference, 1):
-        best = np.minimum(row[:-1] + (np.array(words, object) != word), row[1:] + 1) if words else row[:0]
-        added = np.concatenate(([number], best)) - np.arange(len(words) + 1)
-        row = np.minimum.accumulate(added) + np.arange(len(words) + 1)
-    return int(row[-1])
-
-
-def agreement(reference: Sequence[str], words: Sequence[str]) -> float:
-    """Share of the reference's words that no edit touches, counting added words as edits."""
-    return max(0.0, 1 - word_errors(reference, words) / max(1, len(reference)))
+def check_agreement(given: argparse.Namespace) -> None:
+    """Print where transcripts differ."""
+    settings = TranscriptionSettings(beam_size=given.beams, language="en")
+    with Transcriber.load(given.model, threads=given.threads) as transcriber:
+        own = own_texts(given.files, lambda path: transcriber.transcribe(path, settings).text)
+    if given.reference:
+        peer = read_texts(given.reference)
+    elif given.against and given.faster_whisper:
+        peer = peer_texts(given.against, given.faster_whisper, given.files, given.beams, given.threads)
+    else:
+        raise InvalidSettingError("there is nothing to compare with", "give --reference, or --against and its model")
+    compared = compare(peer, own)
+    for name, theirs, ours in compared.places:
+        print(f"  {name}: peer {theirs!r}, here {ours!r}")
+    print(compared.shown("here and the peer"))
+    if given.transcripts:
+        said = read_texts(given.transcripts)
+        print(compare(said, own).shown("here and what was said"))
+        print(compare(said, {name: peer[name] for name in own if name in peer}).shown("the peer and what was said"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.tools.check_speech", description=__doc__.split("\n")[0])
-    parser.add_argument("kind", choices=["live", "silence", "gaps"])
+    parser.add_argument("kind", choices=["live", "silence", "gaps", "agreement"])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--model", default="tiny.en")
     parser.add_argument("--minutes", type=float, default=20.0, help="of silence")
     parser.add_argument("--seconds", type=float, default=120.0, help="of the live sound, at most")
     parser.add_argument("--listen", default="", help="more arguments for edgellm listen")
+    parser.add_argument("--beams", type=int, default=5, help="of agreement")
+    parser.add_argument("--threads", type=int, default=2, help="of agreement")
+    parser.add_argument("--reference", type=Path, help="the peer's texts: JSON lines with file and text")
+    parser.add_argument("--transcripts", type=Path, help="what was said, likewise, or as .tsv")
+    parser.add_argument("--against", metavar="PYTHON", help="an interpreter that has faster-whisper")
+    parser.add_argument("--faster-whisper", metavar="FOLDER", help="the model in CTranslate2's format")
     given = parser.parse_intermixed_args(arguments)
     if given.kind == "silence":
         print(check_silence(given.model, given.minutes))
         return
     if not given.files:
         raise InvalidSettingError("no files were named")
+    if given.kind == "agreement":
+        check_agreement(given)
+        return
     sounds = [load_audio(path) for path in given.files]
     if given.kind == "gaps":
         print(check_gaps(sounds, given.model, TranscriptionSettings(word_timestamps=True)))

@@ -62,7 +62,7 @@ def listen_command(stdin_pcm: bool, rate: int, device: str | None, as_json: bool
     speaker pauses. In a pipe only firm text is written. With --diarize text is firm when it is known who speaks, some
     two seconds later. Ctrl-C ends it.
     """
-    settings, wishes = given_transcription({"beam_size": 1}, LIVE_VOICE_ACTIVITY), given_speakers()
+    settings, wishes = given_transcription({}, LIVE_VOICE_ACTIVITY), given_speakers()
     if stdin_pcm and sys.stdin is None:
         raise click.UsageError("--stdin-pcm reads samples from a pipe, and standard input is closed")
     if stdin_pcm and sys.stdin.isatty():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -69,6 +70,8 @@ def transcribe_command(
     settings, shape = wishes.adapt(given_transcription()), given_shape()
     options = given_model(model)
     outputs = output_paths(files, parse_formats(formats), output_dir)
+    if formats:
+        make_folder(output_dir)
     failures = 0
     told = quiet or wishes.any  # who speaks is known in the end: the text is shown then
     with (
@@ -127,10 +130,24 @@ def output_paths(files: Sequence[Path], formats: Sequence[str], folder: Path) ->
     return outputs
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder that outputs go to, so that nothing is transcribed in vain.
+
+    Raises:
+        EdgeLLMError: it cannot be made, or nothing can be written there.
+    """
+    hint = "choose another --output-dir"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgeLLMError(f"the folder {folder} cannot be made: {error.strerror}", hint) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EdgeLLMError(f"nothing can be written to the folder {folder}", hint)
+
+
 def write_all(transcript: Transcript, targets: dict[str, Path], shape: LineShape) -> None:
     """Write a transcript in every format that is wanted."""
     for name, path in targets.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         transcript.write(path, name, shape)
 
 

@@ -15,7 +15,7 @@ from edgellm.speech.results import Word
 
 
 class Agreement:
-    """The firm words of one utterance, and those that may still change.
+    """The firm words, and those that may still change.
 
     Args:
         count: of hypotheses in a row that must agree, 2 or more.
@@ -51,6 +51,7 @@ class Agreement:
     def finish(self, hypothesis: Sequence[Word]) -> list[Word]:
         """Take the last hypothesis of an utterance: all of it becomes firm; returns what is new."""
         rest = self._beyond_firm(hypothesis)
+        self._earlier.clear()
         return self._accept(rest, len(rest))
 
     def drop_before(self, seconds: float) -> list[Word]:

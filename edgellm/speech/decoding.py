@@ -230,7 +230,9 @@ class Decoder:
 
     def _draw(self, tokens: Int32Array, scores: Float32Array, temperature: float) -> Candidates:
         """One token for each row, drawn from its likeliest."""
-        weights = np.where(tokens >= 0, np.exp((scores - scores[:, :1]) / np.float32(temperature)), 0).cumsum(axis=1)
+        with np.errstate(over="ignore"):  # what is as good as impossible becomes so
+            weights = np.where(tokens >= 0, np.exp((scores - scores[:, :1]) / np.float32(temperature)), 0)
+        weights = weights.cumsum(axis=1)
         thresholds = self._random.random(len(weights)) * weights[:, -1]
         places = np.minimum((weights <= thresholds[:, None]).sum(axis=1), tokens.shape[1] - 1)
         rows = np.arange(len(tokens))

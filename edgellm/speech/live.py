@@ -1,7 +1,7 @@
 """Speech to text while it is spoken: sound goes in as it comes, firm and partial text comes out.
 
-Voice activity finds utterances. While one goes on, all of it that is not firm yet is transcribed again and again;
-``Agreement`` makes words firm. When it is over, one last pass makes the rest of it firm.
+Voice activity finds utterances. While one goes on, it is transcribed again and again, with those before it as far as a
+window has room for them; ``Agreement`` makes words firm. When it is over, one last pass makes the rest of it firm.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgellm.audio import SAMPLE_RATE
 from edgellm.errors import InvalidSettingError
 from edgellm.speech.agreement import Agreement
+from edgellm.speech.live_window import LiveWindow
 from edgellm.speech.results import Segment, Transcript, Word
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityModel, VoiceActivitySettings
@@ -32,6 +33,8 @@ LIVE_VOICE_ACTIVITY = VoiceActivitySettings(
 _PORTION = SAMPLE_RATE // 10
 _SHORTEST = SAMPLE_RATE // 2
 """Less than half a second is not worth a hypothesis."""
+_LAST = 5 * SAMPLE_RATE
+"""What is kept of speech without words that has become too long."""
 _PROMPT_CHARACTERS = 200
 _SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
@@ -50,7 +53,7 @@ class LiveSettings:
         step: seconds of new sound between hypotheses, at least; a slow machine takes what time it needs.
         margin: words that end within so many seconds of the end of the sound may go on, and are not firm.
         hypotheses: that must agree on a word to make it firm.
-        longest: seconds of an utterance that are transcribed anew at most; what is firm is let go before.
+        longest: seconds of speech that are transcribed anew at most; what is firm is let go before.
 
     Raises:
         InvalidSettingError: a setting is out of range.
@@ -59,7 +62,7 @@ class LiveSettings:
     step: float = 0.5
     margin: float = 0.2
     hypotheses: int = 2
-    longest: float = 15.0
+    longest: float = 28.0
 
     def __post_init__(self) -> None:
         for name, low, high in (("step", 0.1, 10), ("margin", 0, 5), ("hypotheses", 2, 5), ("longest", 5, 28)):
@@ -119,10 +122,10 @@ class LiveTranscription:
             voice_activity, replace(activity, speech_pad_ms=min(activity.speech_pad_ms, half_pause))
         )
         self._settings = replace(settings, vad_filter=False, word_timestamps=True, clip_timestamps=())
-        self._samples = np.empty(0, np.float32)
-        self._start = 0
-        """Sample of the sound that ``_samples`` begin with."""
-        self._agreement: Agreement | None = None
+        self._window = LiveWindow(round(self._live.longest * SAMPLE_RATE))
+        self._agreement = Agreement(self._live.hypotheses)
+        self._shown = False
+        """Whether there is text of the utterance that goes on."""
         self._language = settings.language
         self._prompt = ""
         self._heard = 0
@@ -153,9 +156,9 @@ class LiveTranscription:
             self._keep(portion)
             if ended:
                 yield from self._end(ended[-1].end)
-            elif self._agreement is not None and self._detector.speaking_since is None and self._pause_is_over():
+            elif self._is_over():
                 yield from self._end(None)
-            self._begin()
+            self._begin(self._detector.speaking_since)
             yield from self._go_on(more_waiting or first + _PORTION < len(samples))
 
     def finish(self) -> Iterator[LiveUpdate]:
@@ -164,90 +167,98 @@ class LiveTranscription:
         if ended:
             self._begin(ended[-1].start)
             yield from self._end(ended[-1].end)
-        elif self._agreement is not None:
+        else:
             yield from self._end(None)
 
     def _keep(self, portion: Samples) -> None:
-        self._samples = np.concatenate((self._samples, portion))
-        now = self._clock()
-        self._arrivals.append((self._detector.samples, now))
-        while len(self._arrivals) > 1 and self._arrivals[0][0] < self._start:
+        self._window.push(portion, self._detector.settled)
+        self._arrivals.append((self._detector.samples, self._clock()))
+        while len(self._arrivals) > 1 and self._arrivals[0][0] < self._window.start:
             self._arrivals.popleft()
-        if self._agreement is None:
-            self._drop(self._detector.settled if self._detector.speaking_since is None else self._start)
 
-    def _drop(self, sample: int) -> None:
-        count = min(max(0, sample - self._start), len(self._samples))
-        self._samples, self._start = self._samples[count:], self._start + count
-
-    def _pause_is_over(self) -> bool:
+    def _is_over(self) -> bool:
         """Whether what seemed an utterance was too short to be one."""
-        return self._detector.settled > self._detector.silent_since
+        detector = self._detector
+        silent = detector.speaking_since is None and detector.settled > detector.silent_since
+        return self._window.speaking_since is not None and silent
 
-    def _begin(self, start: int | None = None) -> None:
-        start = self._detector.speaking_since if start is None else start
-        if self._agreement is None and start is not None:
-            self._drop(start)
-            self._agreement, self._heard = Agreement(self._live.hypotheses), self._start
+    def _begin(self, start: int | None) -> None:
+        if start is not None and self._window.speaking_since is None:
+            self._window.begin(start)
+            self._heard, self._shown = start, False
 
     def _go_on(self, more_waiting: bool) -> Iterator[LiveUpdate]:
         """Another hypothesis, if it is time for one."""
-        agreement = self._agreement
-        end = self._start + len(self._samples)
-        full = len(self._samples) > self._live.longest * SAMPLE_RATE
-        due = end - self._heard >= self._live.step * SAMPLE_RATE and len(self._samples) >= _SHORTEST
-        if agreement is None or not due or (more_waiting and not full):
+        window, agreement, end = self._window, self._agreement, self._window.end
+        full = window.spoken > self._live.longest * SAMPLE_RATE
+        due = end - self._heard >= self._live.step * SAMPLE_RATE and window.spoken >= _SHORTEST
+        if not due or (more_waiting and not full):
             return
+        self._make_room()
         words = self._hypothesis(end)
         firm = agreement.update(words, end / SAMPLE_RATE - self._live.margin)
-        if full and not firm and not agreement.firm[-1:]:
-            firm = agreement.finish([word for word in words if word.end < end / SAMPLE_RATE - 2])
+        if full and not self._firm_end(agreement):  # nothing to let go of: agreement is waited for no longer
+            firm += agreement.finish([word for word in words if word.end < end / SAMPLE_RATE - 2])
         if firm:
             yield self._firm(firm)
+        self._shown = self._shown or bool(firm or agreement.partial)
         yield LiveUpdate("partial", tuple(agreement.partial))
         if full:
             self._let_go(agreement)
 
     def _end(self, end: int | None) -> Iterator[LiveUpdate]:
         """The utterance is over: at ``end``, or it was none."""
-        agreement = self._agreement
-        if agreement is None:
+        window = self._window
+        if window.speaking_since is None:
             return
-        self._agreement = None
-        if end is not None and end > self._start:
-            firm = agreement.finish(self._hypothesis(end, last=True))
+        if end is None or end <= window.speaking_since:
+            window.cancel()
+        else:
+            self._make_room()
+            firm = self._agreement.finish(self._hypothesis(end, last=True))
             if firm:
                 yield self._firm(firm)
-            self._drop(end)
-        self._prompt = "".join(word.text for word in agreement.firm)[-_PROMPT_CHARACTERS:] or self._prompt
-        if agreement.firm or agreement.partial:
+            self._shown = self._shown or bool(firm)
+            window.close(end)
+        if self._shown:
             yield LiveUpdate("end")
+
+    def _make_room(self) -> None:
+        if self._window.make_room():
+            self._forget(self._window.begins)
+
+    def _forget(self, sample: int) -> None:
+        """Firm words before that sample are not looked for any more in what is heard."""
+        dropped = self._agreement.drop_before(sample / SAMPLE_RATE)
+        self._prompt = (self._prompt + "".join(word.text for word in dropped))[-_PROMPT_CHARACTERS:]
 
     def _hypothesis(self, end: int, last: bool = False) -> list[Word]:
         """The words from the beginning of what is kept to sample ``end``, with times in the sound."""
         self._heard = end
-        samples = self._samples[: end - self._start]
+        window = self._window.packed(end)
         settings = replace(self._settings, language=self._language)
         if not last:
             settings = replace(settings, beam_size=1, temperature=self._settings.temperature[:1])
         if self._prompt and settings.condition_on_previous_text:
             settings = replace(settings, initial_prompt=self._prompt)
-        transcript = self._transcriber.transcribe(samples, settings)
-        offset = self._start / SAMPLE_RATE
-        words = [word for segment in transcript.segments for word in segment.words or _guessed(segment)]
-        return [replace(word, start=word.start + offset, end=word.end + offset) for word in words]
+        segments = self._transcriber.transcribe(window.samples, settings).segments
+        words = [word for segment in segments for word in segment.words or _guessed(segment)]
+        times = [window.time_map.word_times(word.start, word.end) for word in words]
+        return [replace(word, start=start, end=end) for word, (start, end) in zip(words, times, strict=True)]
+
+    def _firm_end(self, agreement: Agreement) -> float | None:
+        """Where firm words end in an utterance that has become too long: of a sentence if there is one."""
+        begin = self._window.start / SAMPLE_RATE
+        firm = [word for word in agreement.firm if word.end > begin + 1]
+        sentences = [word for word in firm if word.text.rstrip().endswith(_SENTENCE_ENDS)]
+        return (sentences or firm)[-1].end if firm else None
 
     def _let_go(self, agreement: Agreement) -> None:
-        """Drop the sound of words that are firm: up to the end of a sentence if there is one, else all of them."""
-        begin = self._start / SAMPLE_RATE
-        firm = [word for word in agreement.firm if word.end > begin + 1]
-        if not firm:
-            return
-        sentences = [word for word in firm if word.text.rstrip().endswith(_SENTENCE_ENDS)]
-        cut = (sentences or firm)[-1].end
-        dropped = agreement.drop_before(cut)
-        self._prompt = (self._prompt + "".join(word.text for word in dropped))[-_PROMPT_CHARACTERS:]
-        self._drop(round(cut * SAMPLE_RATE))
+        """Drop the sound of words that are firm; where there is none, all but the last seconds."""
+        cut = self._firm_end(agreement)
+        sample = self._window.end - _LAST if cut is None else round(cut * SAMPLE_RATE)
+        self._window.let_go(sample)
+        self._forget(sample)
 
     def _firm(self, words: list[Word]) -> LiveUpdate:
         now = self._clock()

@@ -63,7 +63,7 @@ def test_another_rate(recognizer: Recognizer) -> None:
 def test_settings_reach_the_transcriber(recognizer: Recognizer) -> None:
     run(utter(range(4)), "--language", "en", "--initial-prompt", "codes", "--vad-threshold", "0.7")
     given = recognizer.settings[-1]
-    assert (given.language, given.initial_prompt, given.beam_size) == ("en", "codes", 1)
+    assert (given.language, given.initial_prompt, given.beam_size) == ("en", "codes", 5)
     assert given.vad_parameters.threshold == 0.7
     assert given.vad_parameters.min_silence_duration_ms == 500
 

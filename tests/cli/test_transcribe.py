@@ -204,3 +204,11 @@ def test_no_control_characters_reach_the_terminal(talk: Path, transcribe: Transc
 @pytest.mark.parametrize(("seconds", "expected"), [(0, "0:00"), (61.4, "1:01"), (36_000, "10:00:00"), (-1, "0:00")])
 def test_clock(seconds: float, expected: str) -> None:
     assert clock(seconds) == expected
+
+
+def test_a_folder_that_cannot_be_made_fails_at_once(talk: Path, transcribe: Transcribe) -> None:
+    Path("file").write_text("")
+    result = transcribe("talk.wav", "--format", "srt", "--output-dir", "file/out")
+    assert result.exit_code == 1
+    assert result.loaded == []  # type: ignore[attr-defined]
+    assert "file/out cannot be made" in result.stderr

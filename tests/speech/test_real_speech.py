@@ -10,13 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgellm.audio import load_audio
+from edgellm.errors import EdgeLLMError
 from edgellm.speech.live import LIVE_VOICE_ACTIVITY, LiveTranscription
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.transcriber import Transcriber
 from edgellm.speech.voice_activity import VoiceActivityModel, find_speech
-from edgellm.tools.check_speech import agreement, aligned, no_speech, split, word_errors
+from edgellm.tools.check_speech import no_speech
+from edgellm.tools.speech_agreement import compare, read_texts
+from edgellm.tools.speech_words import agreement, aligned, edits, split, word_errors
 
 SPEECH = split(
     "And so, my fellow Americans, ask not what your country can do for you, ask what you can do for your country."
@@ -95,3 +100,21 @@ def test_comparing_words() -> None:
     assert agreement(first, second) == pytest.approx(0.4)
     assert aligned(first, second) == [(0, 0), (2, 2)]
     assert (word_errors([], ["a"]), word_errors(["a"], []), aligned([], ["a"])) == (1, 1, [])
+
+
+def test_texts_of_files_are_compared(tmp_path: Path) -> None:
+    table, lines = tmp_path / "said.tsv", tmp_path / "said.jsonl"
+    table.write_text("file\ttext\na.wav\tOne two, three\nb.wav\tfour\n")
+    lines.write_text('{"file": "x/a.wav", "text": "one two three"}\n{"file": "b.wav", "text": "four"}\n')
+    assert compare(read_texts(lines), read_texts(table)).edits == 0
+    found = compare(read_texts(table), {"a.wav": "one too many three", "c.wav": "five"})
+    assert (found.files, found.words, found.edits, found.places) == (1, 3, 2, (("a.wav", "two", "too many"),))
+    table.write_text("name\twords\n1\t2\n")
+    with pytest.raises(EdgeLLMError, match=r"said\.tsv"):
+        read_texts(table)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=8), st.lists(st.sampled_from("abc"), max_size=8))
+def test_places_that_differ_count_the_edits(first: list[str], second: list[str]) -> None:
+    counted = sum(max(b - a, d - c) for a, b, c, d in edits(first, second))
+    assert counted == word_errors(first, second)
