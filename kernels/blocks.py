@@ -13,14 +13,12 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from edgellm.kernels.memory import load_halves, load_ints, load_signed_bytes, load_unsigned_bytes, prefetcher
-from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
+from edgellm.kernels.packing import FORMATS
 from edgellm.kernels.products import dot4_ir, lookup16
 from edgellm.kernels.simd import FLOATS, INTS, TARGET, helper, splat_float, splat_int, splat_ir, to_floats
 
 TILE = 4  # activation rows that share one unpacking of the weights
-# With few registers sums of more rows would spill, but for formats whose unpacking costs more than that.
-MANY_REGISTERS = TARGET.has("avx512f")
-WIDE = frozenset(FORMATS) - FLOAT_FORMATS if MANY_REGISTERS else frozenset({"k3", "k5", "k6"})
+MANY_REGISTERS = TARGET.has("avx512f")  # with few, sums of more rows would spill
 
 
 def _load(builder, address, offset, kind, align=4):

@@ -234,6 +234,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", metavar="PYTHON", help="an interpreter that has faster-whisper")
     parser.add_argument("--faster-whisper", metavar="FOLDER", help="the model in CTranslate2's format")
     given = parser.parse_intermixed_args(arguments)
+    try:
+        _check(given)
+    except (EdgeLLMError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130)
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Run one check and print what it found."""
     if given.kind == "silence":
         print(check_silence(given.model, given.minutes))
         return

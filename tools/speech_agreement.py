@@ -77,9 +77,13 @@ def peer_texts(python: str, model: str, files: Sequence[Path], beams: int, threa
     """
     script = Path(__file__).with_name("speech_agreement_peer.py")
     command = [python, str(script), model, str(beams), str(threads), *map(str, files)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    except OSError as error:
+        raise EdgeLLMError(f"{python} cannot be run: {error.strerror}", "name an interpreter") from error
     if result.returncode:
-        raise EdgeLLMError(f"faster-whisper ended with status {result.returncode}")
+        said = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
+        raise EdgeLLMError(f"faster-whisper failed: {said[-1]}")
     return {str(name): str(text) for name, text in json.loads(result.stdout.splitlines()[-1]).items()}
 
 
