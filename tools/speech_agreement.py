@@ -78,7 +78,7 @@ def peer_texts(python: str, model: str, files: Sequence[Path], beams: int, threa
     script = Path(__file__).with_name("speech_agreement_peer.py")
     command = [python, str(script), model, str(beams), str(threads), *map(str, files)]
     try:
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise EdgeLLMError(f"{python} cannot be run: {error.strerror}", "name an interpreter") from error
     if result.returncode:

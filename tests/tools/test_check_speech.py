@@ -1,0 +1,46 @@
+"""`check_speech`: texts of others, and wrong input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgellm.errors import EdgeLLMError
+from edgellm.tools.check_speech import main
+from edgellm.tools.speech_agreement import read_texts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["live"], "no files were named"),
+        (["live", "missing.wav"], "there is no file missing.wav"),
+        (["agreement", "missing.wav"], "there is nothing to compare with"),
+        (["agreement", "missing.wav", "--reference", "missing.json"], "missing.json"),
+        (["agreement", "missing.wav", "--against", "./missing", "--faster-whisper", "."], "missing"),
+    ],
+)
+def test_wrong_input_gives_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    line = capsys.readouterr().err
+    assert left.value.code == 1
+    assert line.startswith("error: ")
+    assert said in line
+    assert line.count("\n") == 1
+
+
+def test_texts_are_read_from_both_forms(tmp_path: Path) -> None:
+    lines, table = tmp_path / "texts.jsonl", tmp_path / "texts.tsv"
+    lines.write_text('{"file": "sounds/a.wav", "text": "one two"}\n')
+    table.write_text("file\ttext\na.wav\tone two\n")
+    assert read_texts(lines) == read_texts(table) == {"a.wav": "one two"}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[]", b'{"file": 1}', b"text\n"])
+def test_texts_that_are_none_are_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(EdgeLLMError, match=r"texts\.jsonl"):
+        read_texts(path)
