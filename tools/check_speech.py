@@ -199,15 +199,15 @@ def _in_gap(word: Word, spans: Sequence[tuple[float, float]]) -> bool:
 
 def check_agreement(given: argparse.Namespace) -> None:
     """Print where transcripts differ."""
-    settings = TranscriptionSettings(beam_size=given.beams, language="en")
-    with Transcriber.load(given.model, threads=given.threads) as transcriber:
-        own = own_texts(given.files, lambda path: transcriber.transcribe(path, settings).text)
     if given.reference:
         peer = read_texts(given.reference)
     elif given.against and given.faster_whisper:
         peer = peer_texts(given.against, given.faster_whisper, given.files, given.beams, given.threads)
     else:
         raise InvalidSettingError("there is nothing to compare with", "give --reference, or --against and its model")
+    settings = TranscriptionSettings(beam_size=given.beams, language="en")
+    with Transcriber.load(given.model, threads=given.threads) as transcriber:
+        own = own_texts(given.files, lambda path: transcriber.transcribe(path, settings).text)
     compared = compare(peer, own)
     for name, theirs, ours in compared.places:
         print(f"  {name}: peer {theirs!r}, here {ours!r}")
