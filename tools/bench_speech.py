@@ -107,4 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (EdgeLLMError, OSError) as error:
+        sys.exit(f"error: {error}")
