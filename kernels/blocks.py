@@ -95,22 +95,16 @@ def tile_product(rows, chunks, sum_place, shift=None):
 # `tile_product`.
 
 
-def _reads_once(rows, product):
-    """Whether weights pass by for few rows or on their way to a panel: reading and unpacking is what costs then."""
-    return rows < TILE or product is not tile_product
+_LONG = frozenset({"k2", "k3", "k5", "k6", "iq4x"})  # formats whose blocks are unpacked in eight parts
 
 
-def _prefetch_parts(rows, product, size):
-    """``f(ahead, part)``: prefetch one part of a block, ``size`` bytes each; nothing where blocks are read again and
-    again. Every line is asked for: with every second one decode took up to half longer."""
-    if not _reads_once(rows, product):
+def _prefetch_parts(rows, name, size):
+    """``f(ahead, part)``: prefetch one part of a block, ``size`` bytes each. Every line is asked for: with every second
+    one decode took up to half longer.
 
-        @helper
-        def prefetch_part(ahead, part):
-            pass
-
-        return prefetch_part
-    lines = prefetcher(size)
+    For a tile the order of the program costs more than it brings, except in long blocks.
+    """
+    lines = prefetcher(size, ordered=rows != TILE or name in _LONG)
 
     @helper
     def prefetch_part(ahead, part):
@@ -162,7 +156,7 @@ def _blocks_of_32(rows, name, layout, product=tile_product):
 
     For few rows two short chains of products are faster than a long one, and unpacking less costs most.
     """
-    prefetch_part = _prefetch_parts(rows, product, _bytes_per_32_values(name))
+    prefetch_part = _prefetch_parts(rows, name, _bytes_per_32_values(name))
     in_place = rows < TILE and name in ("q4", "q4m")
     add = product(rows, 8, layout.total, None if rows >= TILE else 4 if in_place else 0)
     look_up = lookup16(FORMATS["iq4"].table)
@@ -273,7 +267,7 @@ def _repeated(byte):
 def _four_bits_by_superblock(rows, name, layout, product=tile_product):
     """Q4_K: 8 sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum. Two share their bytes; the codes in the
     high halves stay there, 16 times too large, and their scale makes up for it."""
-    prefetch_part = _prefetch_parts(rows, product, 2 * _bytes_per_32_values(name))
+    prefetch_part = _prefetch_parts(rows, name, 2 * _bytes_per_32_values(name))
     add = product(rows, 8, layout.total, None if rows >= TILE else 0)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     low, high = _repeated(0x0F), _repeated(0xF0)
@@ -298,41 +292,30 @@ def _four_bits_by_superblock(rows, name, layout, product=tile_product):
     return block
 
 
-def _eight_parts(rows, product, add_part):
+def _eight_parts(add_part):
     """A block of 256 values, 32 at a time, of a function that adds one such part.
 
-    Shifts by a constant cost half of those by a variable. Where unpacking is what costs, the parts are written out;
-    elsewhere that would only make the kernel longer.
+    The parts are written out: shifts by a constant cost half of those by a variable.
     """
-    if not _reads_once(rows, product):
 
-        @helper
-        def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
-            d, minimum = load_halves(scales), load_halves(scales + 32) * splat_float(-1.0)
-            for sub in range(8):
-                tile = add_part(tile, sub, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
-            return tile
-
-    else:
-
-        @helper
-        def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
-            d, minimum = load_halves(scales), load_halves(scales + 32) * splat_float(-1.0)
-            tile = add_part(tile, 0, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
-            tile = add_part(tile, 1, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
-            tile = add_part(tile, 2, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
-            tile = add_part(tile, 3, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
-            tile = add_part(tile, 4, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
-            tile = add_part(tile, 5, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
-            tile = add_part(tile, 6, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
-            return add_part(tile, 7, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+    @helper
+    def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
+        d, minimum = load_halves(scales), load_halves(scales + 32) * splat_float(-1.0)
+        tile = add_part(tile, 0, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+        tile = add_part(tile, 1, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+        tile = add_part(tile, 2, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+        tile = add_part(tile, 3, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+        tile = add_part(tile, 4, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+        tile = add_part(tile, 5, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+        tile = add_part(tile, 6, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
+        return add_part(tile, 7, d, minimum, codes, scales, x, x_stride, s, s_stride, ahead)
 
     return block
 
 
 def _five_bits_by_superblock(rows, name, layout, product=tile_product):
     """Q5_K: as Q4_K, with a fifth bit."""
-    prefetch_part = _prefetch_parts(rows, product, _bytes_per_32_values(name))
+    prefetch_part = _prefetch_parts(rows, name, _bytes_per_32_values(name))
     add = product(rows, 8, layout.total, None if rows >= TILE else 0)
     codes_step, scales_step = layout.codes_step, layout.scales_step
 
@@ -345,12 +328,12 @@ def _five_bits_by_superblock(rows, name, layout, product=tile_product):
         values = or_codes(values, select_bits(codes + 2048, sub, 0x01010101, 4))
         return add(tile, values, scale, offset, x + codes_step * sub, x_stride, s + scales_step * sub, s_stride)
 
-    return _eight_parts(rows, product, add_part)
+    return _eight_parts(add_part)
 
 
 def _sixteen_value_scales(rows, name, layout, product=tile_product):
     """Q2_K, Q3_K and Q6_K: 16 sub-blocks of 16 values, each with its scale (Q2_K: and minimum)."""
-    prefetch_part = _prefetch_parts(rows, product, _bytes_per_32_values(name))
+    prefetch_part = _prefetch_parts(rows, name, _bytes_per_32_values(name))
     add_low, add_high = product(rows, 4, layout.first_half), product(rows, 4, layout.second_half)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     two, three = name == "k2", name == "k3"
@@ -384,12 +367,12 @@ def _sixteen_value_scales(rows, name, layout, product=tile_product):
         scale, offset = scale_and_offset(d, minimum, scales + 64 + 32 * sub + 16)
         return add_high(tile, (v[4], v[5], v[6], v[7]), scale, offset, x_sub + 16, x_stride, s_sub, s_stride)
 
-    return _eight_parts(rows, product, add_part)
+    return _eight_parts(add_part)
 
 
 def _table_by_superblock(rows, name, layout, product=tile_product):
     """IQ4_XS: 8 sub-blocks of 32 table entries, each with a 6-bit scale (stored as a signed byte)."""
-    prefetch_part = _prefetch_parts(rows, product, _bytes_per_32_values(name))
+    prefetch_part = _prefetch_parts(rows, name, _bytes_per_32_values(name))
     add = product(rows, 8, layout.total)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     look_up = lookup16(FORMATS["iq4"].table)
@@ -415,27 +398,31 @@ def _table_by_superblock(rows, name, layout, product=tile_product):
 def _ternary(rows, name, layout, product=tile_product):
     """TQ1_0 and TQ2_0: codes 0, 1, 2 for -1, 0, 1 and one scale per 256 values. The codes stay where they are in their
     bytes, 1, 4, 16 and 64 times too large, and their scales make up for it."""
-    prefetch_part = _prefetch_parts(rows, product, 4 * _bytes_per_32_values(name))
+    prefetch_part = _prefetch_parts(rows, name, 4 * _bytes_per_32_values(name))
     add = product(rows, 8, layout.total, None if rows >= TILE else 0)
     codes_step, scales_step = layout.codes_step, layout.scales_step
     first, second, third, fourth = (_repeated(3 << shift) for shift in (0, 2, 4, 6))
 
     @helper
+    def half_block(tile, scale, offset, codes, x, x_stride, s, s_stride):
+        quarter, sixteenth, last = scale * splat_float(0.25), scale * splat_float(0.0625), scale * splat_float(1 / 64)
+        tile = add(tile, _masked(codes, first), scale, offset, x, x_stride, s, s_stride)
+        x, s = x + codes_step, s + scales_step
+        tile = add(tile, _masked(codes, second), quarter, offset, x, x_stride, s, s_stride)
+        x, s = x + codes_step, s + scales_step
+        tile = add(tile, _masked(codes, third), sixteenth, offset, x, x_stride, s, s_stride)
+        x, s = x + codes_step, s + scales_step
+        return add(tile, _masked(codes, fourth), last, offset, x, x_stride, s, s_stride)
+
+    @helper
     def block(tile, codes, scales, x, x_stride, s, s_stride, ahead):
         scale = load_halves(scales)
         offset = scale * splat_float(-1.0)
-        quarter, sixteenth, last = scale * splat_float(0.25), scale * splat_float(0.0625), scale * splat_float(1 / 64)
-        for half in range(2):
-            prefetch_part(ahead, half)
-            place, a, b = codes + 512 * half, x + 4 * codes_step * half, s + 4 * scales_step * half
-            tile = add(tile, _masked(place, first), scale, offset, a, x_stride, b, s_stride)
-            a, b = a + codes_step, b + scales_step
-            tile = add(tile, _masked(place, second), quarter, offset, a, x_stride, b, s_stride)
-            a, b = a + codes_step, b + scales_step
-            tile = add(tile, _masked(place, third), sixteenth, offset, a, x_stride, b, s_stride)
-            a, b = a + codes_step, b + scales_step
-            tile = add(tile, _masked(place, fourth), last, offset, a, x_stride, b, s_stride)
-        return tile
+        prefetch_part(ahead, 0)
+        tile = half_block(tile, scale, offset, codes, x, x_stride, s, s_stride)
+        prefetch_part(ahead, 1)
+        x, s = x + 4 * codes_step, s + 4 * scales_step
+        return half_block(tile, scale, offset, codes + 512, x, x_stride, s, s_stride)
 
     return block
 

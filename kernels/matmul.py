@@ -16,7 +16,7 @@ Variants: a packed format (``q4``), or one with ``_fine`` behind it: activations
 from __future__ import annotations
 
 from edgellm.kernels.blocks import BLOCKS, TILE
-from edgellm.kernels.memory import get, int64_at, load_floats, store_floats
+from edgellm.kernels.memory import get, here, int64_at, load_floats, store_floats
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import helper, share, splat_float
@@ -62,11 +62,11 @@ def products_of_blocks(rows, name, inputs=BY_ROW):
         @helper
         def group(tile, weights, blocks, x, x_stride, s, s_stride, distance):
             for number in range(blocks):
-                codes = weights + number * unit_bytes
+                codes = here(weights + number * unit_bytes)
                 ahead = codes + distance
                 tile = block(
-                    tile, codes, codes + code_bytes, x + number * input_bytes, x_stride,
-                    s + number * sums_bytes, s_stride, ahead,
+                    tile, codes, codes + code_bytes, here(x + number * input_bytes), x_stride,
+                    here(s + number * sums_bytes), s_stride, ahead,
                 )  # fmt: skip
             return tile
 
@@ -75,10 +75,10 @@ def products_of_blocks(rows, name, inputs=BY_ROW):
     @helper
     def group(tile, weights, blocks, x, x_stride, s, s_stride, distance):
         for number in range(0, blocks - 1, 2):
-            codes = weights + (number >> 1) * unit_bytes
+            codes = here(weights + (number >> 1) * unit_bytes)
             scales = codes + 2 * code_bytes
             ahead = codes + distance
-            x_pair, s_pair = x + number * input_bytes, s + number * sums_bytes
+            x_pair, s_pair = here(x + number * input_bytes), here(s + number * sums_bytes)
             tile = block(tile, codes, scales, x_pair, x_stride, s_pair, s_stride, ahead)
             codes, scales = codes + code_bytes, scales + scale_bytes
             ahead = codes + distance
@@ -125,7 +125,7 @@ def _plain_products(name):
     def group_by_tile(record, weights, blocks, x, s, output, bias):
         x_strides, s_strides = _even(get(record, F.input_stride)), _even(get(record, F.scales_stride))
         zero = splat_float(0.0)
-        tile = many((zero, zero, zero, zero), weights, blocks, x, x_strides, s, s_strides, 0)
+        tile = many((zero, zero, zero, zero), weights, blocks, x, x_strides, s, s_strides, distance)
         store_tile(tile, output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
     @helper
@@ -152,7 +152,7 @@ def _fine_products(name):
     def group_by_tile(record, weights, blocks, x, s, output, bias):
         x_strides, s_strides = strides(record)
         zero = splat_float(0.0)
-        tile = many((zero, zero, zero, zero), weights, blocks, x, x_strides, s, s_strides, 0)
+        tile = many((zero, zero, zero, zero), weights, blocks, x, x_strides, s, s_strides, distance)
         accumulate = get(record, F.accumulate)
         store_result(tile[0] + tile[1], output, bias, accumulate)
         store_result(tile[2] + tile[3], output + get(record, F.output_stride), bias, accumulate)

@@ -149,20 +149,33 @@ def prefetch_near(builder, address):
     _prefetch_ir(builder, address, 3)
 
 
-def prefetcher(size):
+def prefetcher(size, ordered=True):
     """An instruction that asks for so many bytes from an address on, line by line, in the order of the program.
 
     Left alone the compiler gathers the requests of a whole stretch of code at its start, where they wait for one
-    another.
+    another. That order also keeps other reads and writes from moving past the requests: ``ordered`` says whether it
+    is wanted.
     """
 
     @instruction(types.none, types.int64)
     def prefetch_lines(builder, address):
         for line in range(0, size, LINE):
             _prefetch_ir(builder, builder.add(address, ir.Constant(_i64, line)), 2)
-        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
+        if ordered:
+            builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
 
     return prefetch_lines
+
+
+@instruction(types.int64, types.int64)
+def here(builder, address):
+    """The same address, of which the compiler knows nothing.
+
+    What lies at constant distances from it is then reached by an address and a constant. Left alone, the compiler
+    counts rounds of a loop in one register and adds it to each address, which makes two of every instruction that
+    reads memory and has three operands.
+    """
+    return builder.asm(ir.FunctionType(_i64, [_i64]), "", "=r,0", [address], side_effect=False)
 
 
 # -- vectors in memory -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ROWS = 8
-FEWEST_ROWS = 6  # of steps for which tiles pay: the last one is filled up with zeros
+FEWEST_ROWS = 9  # of steps for which tiles pay: the last one is filled up with zeros
 PIECE_BYTES = 384
 SCALES = 32 * ROWS  # where the scales of the first row stand in a piece, and how far the next kind is from them
 KIND = 4 * ROWS
