@@ -7,6 +7,7 @@ System"): what n hypotheses in a row begin with becomes firm, and firm words are
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from itertools import takewhile
@@ -17,11 +18,11 @@ from edgellm.speech.results import Word
 class Agreement:
     """The firm words, and those that may still change.
 
-    A word that is improbable is held back, with what follows it, until what was said after it is heard as well.
+    A word that is not sure is held back, with what follows it, until what was said after it is heard as well.
 
     Args:
         count: of hypotheses in a row that must agree, 2 or more.
-        sure: probability from which on a word is not held back.
+        sure: how sure a word must be not to be held back; see `sureness`.
 
     Attributes:
         firm: certain, in order.
@@ -42,7 +43,7 @@ class Agreement:
         Args:
             hypothesis: all words of that sound, from its beginning.
             heard_until: second up to which words count as heard whole; a word that ends later may go on.
-            waited_until: second up to which words are firm, however improbable or new.
+            waited_until: second up to which words are firm, however unsure or new.
         """
         rest = self._beyond_firm(hypothesis)
         texts = [plain(word.text) for word in rest]
@@ -69,8 +70,12 @@ class Agreement:
 
     def _certain(self, words: Sequence[Word], agreed: int, waited_until: float) -> int:
         """How many words at the beginning are firm: those agreed on and sure, or waited for long enough."""
-        waited = sum(1 for _ in takewhile(lambda word: word.end <= waited_until, words))
-        return waited + sum(1 for _ in takewhile(lambda word: word.probability >= self._sure, words[waited:agreed]))
+        count = sum(1 for _ in takewhile(lambda word: word.end <= waited_until, words))
+        before = self.firm[-1].probability if self.firm else 1.0
+        probabilities = [before, *(word.probability for word in words), 1.0]
+        while count < agreed and sureness(*probabilities[count : count + 3]) >= self._sure:
+            count += 1
+        return count
 
     def drop_before(self, seconds: float) -> list[Word]:
         """Hypotheses will begin at this time from now on; returns the firm words that lie before it."""
@@ -90,6 +95,14 @@ class Agreement:
         """The hypothesis without the words that are firm already, in whatever spelling it has them now."""
         firm = self.firm[self._before :]
         return hypothesis[matching_prefix(firm, hypothesis) :]
+
+
+def sureness(before: float, probability: float, after: float) -> float:
+    """How sure a word is: its probability times the geometric mean of its neighbours'.
+
+    A word that was misheard takes its neighbours along, so that this tells more than its own probability.
+    """
+    return float(probability * math.sqrt(before * after))
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:

@@ -55,7 +55,7 @@ class LiveSettings:
         step: seconds of new sound between hypotheses, at least; a slow machine takes what time it needs.
         margin: words that end within so many seconds of the end of the sound may go on, and are not firm.
         hypotheses: that must agree on a word to make it firm.
-        sure: probability below which a word waits, with all that follows it.
+        sure: how sure a word must be (`agreement.sureness`) not to wait, with all that follows it.
         patience: seconds after which a word that was waited for is firm in any case.
         longest: seconds that are transcribed anew at most; what is firm is let go before.
 
@@ -66,8 +66,8 @@ class LiveSettings:
     step: float = 0.5
     margin: float = 0.2
     hypotheses: int = 2
-    sure: float = 0.5
-    patience: float = 4.0
+    sure: float = 0.25
+    patience: float = 8.0
     longest: float = 30.0
 
     def __post_init__(self) -> None:
@@ -211,7 +211,8 @@ class LiveTranscription:
         if not due or (more_waiting and not full):
             return
         firm = self._make_room()
-        words = self._hypothesis(end)
+        overdue = bool(agreement.partial) and agreement.partial[0].end <= self._waited_until()
+        words = self._hypothesis(end, "careful" if overdue else "quick")
         firm += agreement.update(words, end / SAMPLE_RATE - self._live.margin, self._waited_until())
         if full and not self._firm_end(agreement):  # nothing to let go of: agreement is waited for no longer
             firm += agreement.finish([word for word in words if word.end < end / SAMPLE_RATE - 2])
@@ -230,7 +231,7 @@ class LiveTranscription:
             window.cancel()
         else:
             firm = self._make_room()
-            self._settled = self._hypothesis(end, last=True)
+            self._settled = self._hypothesis(end, "thorough")
             window.close(end)
             self._ends.append(end / SAMPLE_RATE)
         firm += self._agreement.settle(self._settled, self._waited_until())
@@ -275,13 +276,20 @@ class LiveTranscription:
         dropped = self._agreement.drop_before(sample / SAMPLE_RATE)
         self._prompt = (self._prompt + "".join(word.text for word in dropped))[-_PROMPT_CHARACTERS:]
 
-    def _hypothesis(self, end: int, last: bool = False) -> list[Word]:
-        """The words from the beginning of what is kept to sample ``end``, with times in the sound."""
+    def _hypothesis(self, end: int, care: Literal["quick", "careful", "thorough"]) -> list[Word]:
+        """The words from the beginning of what is kept to sample ``end``, with times in the sound.
+
+        Args:
+            end: up to which it is heard.
+            care: greedily, with beams where a word that was waited for is decided, or with all that a file gets.
+        """
         self._heard = end
         window = self._window.packed(end)
         settings = replace(self._settings, language=self._language)
-        if not last:
-            settings = replace(settings, beam_size=1, temperature=self._settings.temperature[:1])
+        if care != "thorough":
+            settings = replace(settings, temperature=settings.temperature[:1])
+        if care == "quick":
+            settings = replace(settings, beam_size=1)
         if self._prompt and settings.condition_on_previous_text:
             settings = replace(settings, initial_prompt=self._prompt)
         segments = self._transcriber.transcribe(window.samples, settings).segments
