@@ -54,19 +54,20 @@ class Agreement:
         agreed = sum(1 for _ in takewhile(lambda word: word.end <= heard_until, rest[:agreed]))
         return self._accept(rest, self._certain(rest, agreed, waited_until))
 
-    def settle(self, hypothesis: Sequence[Word], waited_until: float = 0.0) -> list[Word]:
-        """Take a thorough hypothesis of utterances that are over; returns the words that became firm."""
-        rest = self._beyond_firm(hypothesis)
-        self._earlier.clear()
-        return self._accept(rest, self._certain(rest, len(rest), waited_until))
-
     def wait(self, waited_until: float) -> list[Word]:
         """Time went by; returns the words that became firm because they were waited for long enough."""
         return self._accept(self.partial, self._certain(self.partial, 0, waited_until))
 
     def finish(self, hypothesis: Sequence[Word]) -> list[Word]:
         """Take the last hypothesis: all of it becomes firm; returns what is new."""
-        return self.settle(hypothesis, float("inf"))
+        rest = self._beyond_firm(hypothesis)
+        self._earlier.clear()
+        return self._accept(rest, len(rest))
+
+    def restore(self, hypothesis: Sequence[Word]) -> None:
+        """What came after this hypothesis was no speech: forget what later ones said."""
+        self._earlier.clear()
+        self.partial = list(self._beyond_firm(hypothesis))
 
     def _certain(self, words: Sequence[Word], agreed: int, waited_until: float) -> int:
         """How many words at the beginning are firm: those agreed on and sure, or waited for long enough."""

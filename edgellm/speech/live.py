@@ -1,8 +1,8 @@
 """Speech to text while it is spoken: sound goes in as it comes, firm and partial text comes out.
 
 Voice activity finds utterances. While one goes on, it is transcribed again and again, with those before it as far as a
-window has room for them; ``Agreement`` makes words firm. When it is over, one thorough pass makes firm what is sure of the
-rest; what is not, waits some seconds for what is said next.
+window has room for them; ``Agreement`` makes words firm that are sure. When it is over, there is one thorough pass.
+Words that are not sure wait some seconds for what is said next.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityMo
 
 Samples = npt.NDArray[np.float32]
 
-LIVE_VOICE_ACTIVITY = VoiceActivitySettings(
-    max_speech_duration_s=30.0, min_silence_duration_ms=500, speech_pad_ms=200
-)
+LIVE_VOICE_ACTIVITY = VoiceActivitySettings(max_speech_duration_s=30.0, min_silence_duration_ms=500, speech_pad_ms=200)
 """Pauses of half a second end an utterance, as they do in a file."""
 
 _PORTION = SAMPLE_RATE // 10
@@ -37,6 +35,8 @@ _SHORTEST = SAMPLE_RATE // 2
 """Less than half a second is not worth a hypothesis."""
 _LAST = 5 * SAMPLE_RATE
 """What is kept of speech without words that has become too long."""
+_REMEMBERED = 60 * SAMPLE_RATE
+"""For so long it is known when sound came in: words are firm by then."""
 _PROMPT_CHARACTERS = 200
 _SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
@@ -189,7 +189,7 @@ class LiveTranscription:
     def _keep(self, portion: Samples) -> None:
         self._window.push(portion, self._detector.settled)
         self._arrivals.append((self._detector.samples, self._clock()))
-        while len(self._arrivals) > 1 and self._arrivals[0][0] < self._window.start:
+        while len(self._arrivals) > 1 and self._arrivals[0][0] < self._detector.samples - _REMEMBERED:
             self._arrivals.popleft()
 
     def _is_over(self) -> bool:
@@ -211,8 +211,9 @@ class LiveTranscription:
         if not due or (more_waiting and not full):
             return
         firm = self._make_room()
-        overdue = bool(agreement.partial) and agreement.partial[0].end <= self._waited_until()
-        words = self._hypothesis(end, "careful" if overdue else "quick")
+        long_ago = self.seconds - self._live.patience / 2
+        held_back = bool(agreement.partial) and agreement.partial[0].end <= long_ago
+        words = self._hypothesis(end, "careful" if held_back else "quick")
         firm += agreement.update(words, end / SAMPLE_RATE - self._live.margin, self._waited_until())
         if full and not self._firm_end(agreement):  # nothing to let go of: agreement is waited for no longer
             firm += agreement.finish([word for word in words if word.end < end / SAMPLE_RATE - 2])
@@ -224,18 +225,28 @@ class LiveTranscription:
 
     def _end(self, end: int | None) -> Iterator[LiveUpdate]:
         """The utterance is over: at ``end``, or it was none."""
-        window, firm = self._window, list[Word]()
+        window = self._window
         if window.speaking_since is None:
             return
         if end is None or end <= window.speaking_since:
-            window.cancel()
-        else:
-            firm = self._make_room()
-            self._settled = self._hypothesis(end, "thorough")
-            window.close(end)
-            self._ends.append(end / SAMPLE_RATE)
-        firm += self._agreement.settle(self._settled, self._waited_until())
+            yield from self._cancel()
+            return
+        firm = self._make_room()
+        self._settled = self._hypothesis(end, "thorough")
+        window.close(end)
+        self._ends.append(end / SAMPLE_RATE)
+        firm += self._agreement.update(self._settled, end / SAMPLE_RATE, self._waited_until())
         yield from self._news(firm)
+
+    def _cancel(self) -> Iterator[LiveUpdate]:
+        """It was no utterance: what was said before it is left."""
+        self._window.cancel()
+        self._agreement.restore(self._settled)
+        yield from self._news([])
+        partial = self._agreement.partial
+        if self._shown:
+            yield LiveUpdate("partial", tuple(partial)) if partial else LiveUpdate("end")
+        self._shown = bool(partial)
 
     def _waited_until(self) -> float:
         """Second of the sound up to which words were waited for long enough."""
@@ -281,7 +292,7 @@ class LiveTranscription:
 
         Args:
             end: up to which it is heard.
-            care: greedily, with beams where a word that was waited for is decided, or with all that a file gets.
+            care: greedily, with beams where a word has been held back for long, or with all that a file gets.
         """
         self._heard = end
         window = self._window.packed(end)
