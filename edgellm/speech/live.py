@@ -65,8 +65,8 @@ class LiveSettings:
 
     step: float = 0.5
     margin: float = 0.2
-    hypotheses: int = 2
-    sure: float = 0.25
+    hypotheses: int = 3
+    sure: float = 0.2
     patience: float = 8.0
     longest: float = 30.0
 
@@ -268,7 +268,7 @@ class LiveTranscription:
             self._ends.popleft()
         if firm:
             yield self._firm(firm)
-        if told:
+        if told and (firm or partial):
             yield LiveUpdate("partial", tuple(partial))
         self._shown = self._shown or bool(firm or partial)
 

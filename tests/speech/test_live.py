@@ -50,8 +50,8 @@ def test_an_utterance() -> None:
     assert updates[-1].kind == "end"
     delays = [delay for update in updates for delay in update.delays]
     assert len(delays) == 20
-    assert np.median(delays) < 1.2
-    assert max(delays) < 1.7
+    assert np.median(delays) < 1.7
+    assert max(delays) < 2.2
     times = [(word.start, word.end) for update in updates if update.kind == "firm" for word in update.words]
     assert np.allclose(times, [(0.4 * i, 0.4 * i + 0.3) for i in range(20)], atol=0.01)
 
@@ -97,7 +97,7 @@ def test_an_utterance_is_heard_with_those_before_it() -> None:
     sound = np.concatenate([utter(range(10), 1.5), utter(range(10, 20), 6.0), utter(range(20, 30), 1.5)])
     assert firm(talk.hear(sound)) == [f"w{code}" for code in range(30)]
     lasts = [length for length, given in zip(talk.transcriber.lengths, talk.transcriber.settings, strict=True)
-             if given.beam_size == 5]  # fmt: skip
+             if len(given.temperature) > 1]  # fmt: skip
     assert len(lasts) == 3
     assert lasts[0] < 5
     assert 4 + 1.5 + 4 <= lasts[1] < 11
