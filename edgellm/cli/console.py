@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 import click
 
+from edgellm.errors import EdgeLLMError
 from edgellm.hub.files import format_bytes
 
 if TYPE_CHECKING:
@@ -239,3 +241,18 @@ def _new_bars() -> RichProgress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that outputs go to, so that no work is done in vain.
+
+    Raises:
+        EdgeLLMError: it cannot be made, or nothing can be written there.
+    """
+    hint = "choose another --output-dir"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgeLLMError(f"the folder {folder} cannot be made: {error.strerror}", hint) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EdgeLLMError(f"nothing can be written to the folder {folder}", hint)

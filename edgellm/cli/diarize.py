@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli.console import ProgressDisplay, clean, notice, one_line, quiet_libraries
+from edgellm.cli.console import ProgressDisplay, clean, make_folder, notice, one_line, quiet_libraries
 from edgellm.errors import EdgeLLMError
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def diarize_command(
     if plot is not None and plot.suffix.lower() not in (".svg", ".png"):
         raise click.BadParameter(f"{plot.name} is neither .svg nor .png", param_hint="--plot")
     targets = output_paths(files, kind, output_dir)
+    if output_dir is not None:
+        make_folder(output_dir)
     failures = 0
     with ProgressDisplay() as display:
         diarizer = Diarizer.load(threads=threads, progress=display, offline=offline)
@@ -134,7 +136,6 @@ def _deliver(text: str, target: Path | None) -> None:
     if target is None:
         click.echo(clean(text), nl=False)
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, text)
 
 

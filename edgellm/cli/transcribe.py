@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli import loading
-from edgellm.cli.console import ProgressDisplay, clean, notice, one_line, quiet_libraries
+from edgellm.cli.console import ProgressDisplay, clean, make_folder, notice, one_line, quiet_libraries
 from edgellm.cli.options import given_model
 from edgellm.cli.speakers import SpeakerTeller, channel_option, given_speakers, speaker_options
 from edgellm.cli.speech_options import (
@@ -128,21 +127,6 @@ def output_paths(files: Sequence[Path], formats: Sequence[str], folder: Path) ->
             if any(target.resolve() == sound.resolve() for sound in files):
                 raise click.UsageError(f"{target} is one of the sounds: choose another --output-dir")
     return outputs
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder that outputs go to, so that nothing is transcribed in vain.
-
-    Raises:
-        EdgeLLMError: it cannot be made, or nothing can be written there.
-    """
-    hint = "choose another --output-dir"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EdgeLLMError(f"the folder {folder} cannot be made: {error.strerror}", hint) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise EdgeLLMError(f"nothing can be written to the folder {folder}", hint)
 
 
 def write_all(transcript: Transcript, targets: dict[str, Path], shape: LineShape) -> None:

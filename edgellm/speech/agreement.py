@@ -7,6 +7,7 @@ System"): what n hypotheses in a row begin with becomes firm, and firm words are
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from itertools import takewhile
@@ -17,42 +18,65 @@ from edgellm.speech.results import Word
 class Agreement:
     """The firm words, and those that may still change.
 
+    A word that is not sure is held back, with what follows it, until what was said after it is heard as well.
+
     Args:
         count: of hypotheses in a row that must agree, 2 or more.
+        sure: how sure a word must be not to be held back; see `sureness`.
 
     Attributes:
         firm: certain, in order.
         partial: what the last hypothesis says beyond them.
     """
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: int = 2, sure: float = 0.0) -> None:
         self.firm: list[Word] = []
         self.partial: list[Word] = []
+        self._sure = sure
         self._before = 0
         self._earlier: deque[list[str]] = deque(maxlen=count - 1)
         """What the last hypotheses said beyond the firm words, as it sounds."""
 
-    def update(self, hypothesis: Sequence[Word], heard_until: float) -> list[Word]:
+    def update(self, hypothesis: Sequence[Word], heard_until: float, waited_until: float = 0.0) -> list[Word]:
         """Take a new hypothesis for the sound that was not dropped; returns the words that became firm.
 
         Args:
             hypothesis: all words of that sound, from its beginning.
             heard_until: second up to which words count as heard whole; a word that ends later may go on.
+            waited_until: second up to which words are firm, however unsure or new.
         """
         rest = self._beyond_firm(hypothesis)
         texts = [plain(word.text) for word in rest]
-        count = 0
+        agreed = 0
         if len(self._earlier) == self._earlier.maxlen:
-            lengths = (_common(texts, earlier) for earlier in self._earlier)
-            count = min([*lengths, sum(1 for _ in takewhile(lambda word: word.end <= heard_until, rest))])
+            agreed = min([len(rest), *(_common(texts, earlier) for earlier in self._earlier)])
         self._earlier.append(texts)
-        return self._accept(rest, count)
+        agreed = sum(1 for _ in takewhile(lambda word: word.end <= heard_until, rest[:agreed]))
+        return self._accept(rest, self._certain(rest, agreed, waited_until))
+
+    def wait(self, waited_until: float) -> list[Word]:
+        """Time went by; returns the words that became firm because they were waited for long enough."""
+        return self._accept(self.partial, self._certain(self.partial, 0, waited_until))
 
     def finish(self, hypothesis: Sequence[Word]) -> list[Word]:
-        """Take the last hypothesis of an utterance: all of it becomes firm; returns what is new."""
+        """Take the last hypothesis: all of it becomes firm; returns what is new."""
         rest = self._beyond_firm(hypothesis)
         self._earlier.clear()
         return self._accept(rest, len(rest))
+
+    def restore(self, hypothesis: Sequence[Word]) -> None:
+        """What came after this hypothesis was no speech: forget what later ones said."""
+        self._earlier.clear()
+        self.partial = list(self._beyond_firm(hypothesis))
+
+    def _certain(self, words: Sequence[Word], agreed: int, waited_until: float) -> int:
+        """How many words at the beginning are firm: those agreed on and sure, or waited for long enough."""
+        count = sum(1 for _ in takewhile(lambda word: word.end <= waited_until, words))
+        before = self.firm[-1].probability if self.firm else 1.0
+        probabilities = [before, *(word.probability for word in words), 1.0]
+        while count < agreed and sureness(*probabilities[count : count + 3]) >= self._sure:
+            count += 1
+        return count
 
     def drop_before(self, seconds: float) -> list[Word]:
         """Hypotheses will begin at this time from now on; returns the firm words that lie before it."""
@@ -72,6 +96,14 @@ class Agreement:
         """The hypothesis without the words that are firm already, in whatever spelling it has them now."""
         firm = self.firm[self._before :]
         return hypothesis[matching_prefix(firm, hypothesis) :]
+
+
+def sureness(before: float, probability: float, after: float) -> float:
+    """How sure a word is: its probability times the geometric mean of its neighbours'.
+
+    A word that was misheard takes its neighbours along, so that this tells more than its own probability.
+    """
+    return float(probability * math.sqrt(before * after))
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:

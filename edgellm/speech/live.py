@@ -1,15 +1,17 @@
 """Speech to text while it is spoken: sound goes in as it comes, firm and partial text comes out.
 
 Voice activity finds utterances. While one goes on, it is transcribed again and again, with those before it as far as a
-window has room for them; ``Agreement`` makes words firm. When it is over, one last pass makes the rest of it firm.
+window has room for them; ``Agreement`` makes words firm that are sure. When it is over, there is one thorough pass.
+Words that are not sure wait some seconds for what is said next.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal, Protocol
 
 import numpy as np
@@ -25,16 +27,16 @@ from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityMo
 
 Samples = npt.NDArray[np.float32]
 
-LIVE_VOICE_ACTIVITY = VoiceActivitySettings(
-    max_speech_duration_s=float("inf"), min_silence_duration_ms=500, speech_pad_ms=200
-)
-"""Pauses of half a second end an utterance."""
+LIVE_VOICE_ACTIVITY = VoiceActivitySettings(max_speech_duration_s=30.0, min_silence_duration_ms=500, speech_pad_ms=200)
+"""Pauses of half a second end an utterance, as they do in a file."""
 
 _PORTION = SAMPLE_RATE // 10
 _SHORTEST = SAMPLE_RATE // 2
 """Less than half a second is not worth a hypothesis."""
 _LAST = 5 * SAMPLE_RATE
 """What is kept of speech without words that has become too long."""
+_REMEMBERED = 60 * SAMPLE_RATE
+"""For so long it is known when sound came in: words are firm by then."""
 _PROMPT_CHARACTERS = 200
 _SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
@@ -53,7 +55,9 @@ class LiveSettings:
         step: seconds of new sound between hypotheses, at least; a slow machine takes what time it needs.
         margin: words that end within so many seconds of the end of the sound may go on, and are not firm.
         hypotheses: that must agree on a word to make it firm.
-        longest: seconds of speech that are transcribed anew at most; what is firm is let go before.
+        sure: how sure a word must be (`agreement.sureness`) not to wait, with all that follows it.
+        patience: seconds after which a word that was waited for is firm in any case.
+        longest: seconds that are transcribed anew at most; what is firm is let go before.
 
     Raises:
         InvalidSettingError: a setting is out of range.
@@ -61,11 +65,16 @@ class LiveSettings:
 
     step: float = 0.5
     margin: float = 0.2
-    hypotheses: int = 2
-    longest: float = 28.0
+    hypotheses: int = 3
+    sure: float = 0.2
+    patience: float = 8.0
+    longest: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("step", 0.1, 10), ("margin", 0, 5), ("hypotheses", 2, 5), ("longest", 5, 28)):
+        for name, low, high in (
+            ("step", 0.1, 10), ("margin", 0, 5), ("hypotheses", 2, 5), ("sure", 0, 1), ("patience", 0, 30),
+            ("longest", 5, 30),
+        ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise InvalidSettingError(f"{name} is {getattr(self, name)}", f"use {low} to {high}")
 
@@ -116,16 +125,20 @@ class LiveTranscription:
     ) -> None:
         self._transcriber, self._clock = transcriber, clock
         self._live = live or LiveSettings()
-        activity = replace(settings.vad_parameters, max_speech_duration_s=float("inf"))
+        activity = settings.vad_parameters
         half_pause = activity.min_silence_duration_ms // 2
         self._detector = VoiceActivityDetector(
             voice_activity, replace(activity, speech_pad_ms=min(activity.speech_pad_ms, half_pause))
         )
         self._settings = replace(settings, vad_filter=False, word_timestamps=True, clip_timestamps=())
         self._window = LiveWindow(round(self._live.longest * SAMPLE_RATE))
-        self._agreement = Agreement(self._live.hypotheses)
+        self._agreement = Agreement(self._live.hypotheses, self._live.sure)
+        self._settled: list[Word] = []
+        """What the last thorough pass said."""
+        self._ends: deque[float] = deque()
+        """Seconds at which utterances ended of which words may still change."""
         self._shown = False
-        """Whether there is text of the utterance that goes on."""
+        """Whether there is text that no end was told of."""
         self._language = settings.language
         self._prompt = ""
         self._heard = 0
@@ -160,6 +173,8 @@ class LiveTranscription:
                 yield from self._end(None)
             self._begin(self._detector.speaking_since)
             yield from self._go_on(more_waiting or first + _PORTION < len(samples))
+            if self._window.speaking_since is None:
+                yield from self._news(self._agreement.wait(self._waited_until()))
 
     def finish(self) -> Iterator[LiveUpdate]:
         """The sound is over; gives what is left to say."""
@@ -169,11 +184,12 @@ class LiveTranscription:
             yield from self._end(ended[-1].end)
         else:
             yield from self._end(None)
+        yield from self._news(self._agreement.wait(float("inf")))
 
     def _keep(self, portion: Samples) -> None:
         self._window.push(portion, self._detector.settled)
         self._arrivals.append((self._detector.samples, self._clock()))
-        while len(self._arrivals) > 1 and self._arrivals[0][0] < self._window.start:
+        while len(self._arrivals) > 1 and self._arrivals[0][0] < self._detector.samples - _REMEMBERED:
             self._arrivals.popleft()
 
     def _is_over(self) -> bool:
@@ -185,7 +201,7 @@ class LiveTranscription:
     def _begin(self, start: int | None) -> None:
         if start is not None and self._window.speaking_since is None:
             self._window.begin(start)
-            self._heard, self._shown = start, False
+            self._heard = start
 
     def _go_on(self, more_waiting: bool) -> Iterator[LiveUpdate]:
         """Another hypothesis, if it is time for one."""
@@ -194,15 +210,16 @@ class LiveTranscription:
         due = end - self._heard >= self._live.step * SAMPLE_RATE and window.spoken >= _SHORTEST
         if not due or (more_waiting and not full):
             return
-        self._make_room()
-        words = self._hypothesis(end)
-        firm = agreement.update(words, end / SAMPLE_RATE - self._live.margin)
+        firm = self._make_room()
+        long_ago = self.seconds - self._live.patience / 2
+        held_back = bool(agreement.partial) and agreement.partial[0].end <= long_ago
+        words = self._hypothesis(end, "careful" if held_back else "quick")
+        firm += agreement.update(words, end / SAMPLE_RATE - self._live.margin, self._waited_until())
         if full and not self._firm_end(agreement):  # nothing to let go of: agreement is waited for no longer
             firm += agreement.finish([word for word in words if word.end < end / SAMPLE_RATE - 2])
-        if firm:
-            yield self._firm(firm)
-        self._shown = self._shown or bool(firm or agreement.partial)
-        yield LiveUpdate("partial", tuple(agreement.partial))
+        yield from self._news(firm)
+        if not firm:
+            yield LiveUpdate("partial", tuple(agreement.partial))
         if full:
             self._let_go(agreement)
 
@@ -212,33 +229,78 @@ class LiveTranscription:
         if window.speaking_since is None:
             return
         if end is None or end <= window.speaking_since:
-            window.cancel()
-        else:
-            self._make_room()
-            firm = self._agreement.finish(self._hypothesis(end, last=True))
-            if firm:
-                yield self._firm(firm)
-            self._shown = self._shown or bool(firm)
-            window.close(end)
-        if self._shown:
-            yield LiveUpdate("end")
+            yield from self._cancel()
+            return
+        firm = self._make_room()
+        self._settled = self._hypothesis(end, "thorough")
+        window.close(end)
+        self._ends.append(end / SAMPLE_RATE)
+        firm += self._agreement.update(self._settled, end / SAMPLE_RATE, self._waited_until())
+        yield from self._news(firm)
 
-    def _make_room(self) -> None:
-        if self._window.make_room():
-            self._forget(self._window.begins)
+    def _cancel(self) -> Iterator[LiveUpdate]:
+        """It was no utterance: what was said before it is left."""
+        self._window.cancel()
+        self._agreement.restore(self._settled)
+        yield from self._news([])
+        partial = self._agreement.partial
+        if self._shown:
+            yield LiveUpdate("partial", tuple(partial)) if partial else LiveUpdate("end")
+        self._shown = bool(partial)
+
+    def _waited_until(self) -> float:
+        """Second of the sound up to which words were waited for long enough."""
+        return self.seconds - self._live.patience
+
+    def _news(self, firm: Sequence[Word]) -> Iterator[LiveUpdate]:
+        """Words that became firm, by utterances, with the ends of these, and what may still change behind them."""
+        partial = self._agreement.partial
+        told = bool(firm)
+        while self._ends:
+            count = sum(1 for _ in takewhile(lambda word: word.start < self._ends[0], firm))
+            if count == len(firm) and partial and partial[0].start < self._ends[0]:
+                break
+            if count:
+                yield self._firm(firm[:count])
+            if self._shown or count:
+                yield LiveUpdate("end")
+            firm, self._shown = firm[count:], False
+            self._ends.popleft()
+        if firm:
+            yield self._firm(firm)
+        if told and (firm or partial):
+            yield LiveUpdate("partial", tuple(partial))
+        self._shown = self._shown or bool(firm or partial)
+
+    def _make_room(self) -> list[Word]:
+        """Let go of utterances that are over if need be; returns what became firm by that."""
+        if not self._window.make_room():
+            return []
+        firm, settled = self._agreement.firm, self._settled
+        left = self._agreement.finish(settled) if settled and not (firm and firm[-1].end > settled[-1].end) else []
+        self._forget(self._window.begins)
+        return left
 
     def _forget(self, sample: int) -> None:
         """Firm words before that sample are not looked for any more in what is heard."""
+        self._settled = []
         dropped = self._agreement.drop_before(sample / SAMPLE_RATE)
         self._prompt = (self._prompt + "".join(word.text for word in dropped))[-_PROMPT_CHARACTERS:]
 
-    def _hypothesis(self, end: int, last: bool = False) -> list[Word]:
-        """The words from the beginning of what is kept to sample ``end``, with times in the sound."""
+    def _hypothesis(self, end: int, care: Literal["quick", "careful", "thorough"]) -> list[Word]:
+        """The words from the beginning of what is kept to sample ``end``, with times in the sound.
+
+        Args:
+            end: up to which it is heard.
+            care: greedily, with beams where a word has been held back for long, or with all that a file gets.
+        """
         self._heard = end
         window = self._window.packed(end)
         settings = replace(self._settings, language=self._language)
-        if not last:
-            settings = replace(settings, beam_size=1, temperature=self._settings.temperature[:1])
+        if care != "thorough":
+            settings = replace(settings, temperature=settings.temperature[:1])
+        if care == "quick":
+            settings = replace(settings, beam_size=1)
         if self._prompt and settings.condition_on_previous_text:
             settings = replace(settings, initial_prompt=self._prompt)
         segments = self._transcriber.transcribe(window.samples, settings).segments
@@ -260,7 +322,7 @@ class LiveTranscription:
         self._window.let_go(sample)
         self._forget(sample)
 
-    def _firm(self, words: list[Word]) -> LiveUpdate:
+    def _firm(self, words: Sequence[Word]) -> LiveUpdate:
         now = self._clock()
         return LiveUpdate("firm", tuple(words), tuple(max(0.0, now - self._arrival(word)) for word in words))
 

@@ -1,6 +1,6 @@
 """The sound that live transcription looks at: the utterance that goes on, and those before it.
 
-It is packed as a file's windows are, so that live text has the context that the text of a file has.
+It is laid out as a file's windows are, so that live text has the context that the text of a file has.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from edgellm.speech.packing import LONGEST_PAUSE, WINDOW_SAMPLES, Piece, Window, pack
+from edgellm.speech.packing import LONGEST_PAUSE, Piece, Window, lay_out
 
 Samples = npt.NDArray[np.float32]
 
@@ -19,7 +19,7 @@ class LiveWindow:
     """Utterances and the pauses between them. All numbers are samples of the sound.
 
     Args:
-        longest: speech in a window at most; where it would be more, the utterances that are over are let go.
+        longest: samples of a window; where an utterance does not fit, those before it are let go.
 
     Attributes:
         start: what is kept that is in no utterance yet begins here.
@@ -88,9 +88,8 @@ class LiveWindow:
         self._told = self.speaking_since = self.start
 
     def make_room(self) -> bool:
-        """Let go of what is over if there is too much speech; returns whether there was."""
-        speech = self.spoken + sum(len(piece.samples) for piece in self._over if piece.speech)
-        if not self._over or speech <= self._longest:
+        """Let go of what is over if the utterance that goes on does not fit behind it; returns whether it did not."""
+        if not self._over or len(self._windows(self.end)) == 1:
             return False
         self._over = []
         if self._pause:  # half of it stays, as in a file's windows
@@ -100,7 +99,10 @@ class LiveWindow:
 
     def packed(self, end: int) -> Window:
         """All up to ``end``, which lies in the utterance that goes on."""
-        return next(pack([*self._over, *self._going_on(end)], WINDOW_SAMPLES))
+        return self._windows(end)[-1]
+
+    def _windows(self, end: int) -> list[Window]:
+        return list(lay_out([*self._over, *self._going_on(end)], self._longest))
 
     def _going_on(self, end: int) -> Iterator[Piece]:
         """The utterance that goes on, and the pause before it unless that was long."""

@@ -1,14 +1,14 @@
 """Windows packed with speech, and the map from their times back to the times of the sound.
 
 Silence is cut out, what is left is laid side by side in windows of at most 30 s, Whisper's length. Pauses that are not
-long stay as far as a window has room for them, so that a short sound is heard as it is. A ``TimeMap`` knows where each
-piece came from.
+long stay, whole or in part, and a short sound is heard as it is. A ``TimeMap`` knows where each piece came from.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ Samples = npt.NDArray[np.float32]
 WINDOW_SAMPLES = 30 * SAMPLE_RATE
 LONGEST_PAUSE = 2 * SAMPLE_RATE
 """Longer silence is cut out in any case; it is what faster-whisper's voice activity begins to cut out."""
+_SHORT_PAUSE = SAMPLE_RATE // 5
+"""Of a pause in the second half of a window, besides the padding of speech."""
 
 
 @dataclass(frozen=True)
@@ -176,25 +178,95 @@ def _with_stretches(
 def pack(pieces: Iterable[Piece], max_samples: int = WINDOW_SAMPLES) -> Iterator[Window]:
     """Windows of at most ``max_samples``, each as full as whole pieces of speech make it; longer ones are cut.
 
-    Pauses get what room is left, and are shortened alike where it is too little. That between two windows is halved.
+    A sound that fits into one window with all of its pauses is heard as it is. For others see `lay_out`.
 
     Raises:
         InvalidSettingError: a window of less than a second was asked for.
     """
     if max_samples < SAMPLE_RATE:
         raise InvalidSettingError("a window holds at least a second")
-    waiting: list[Piece] = []
+    first: list[Piece] = []
     count = 0
+    pieces = iter(pieces)
+    for piece in pieces:
+        first.append(piece)
+        count += len(piece.samples)
+        if count > max_samples:
+            yield from lay_out(itertools.chain(first, pieces), max_samples)
+            return
+    if any(piece.speech for piece in first):
+        yield _joined(first)
+
+
+def lay_out(pieces: Iterable[Piece], max_samples: int = WINDOW_SAMPLES) -> Iterator[Window]:
+    """Windows in which what comes later changes nothing of what stands before, so that live text has them, too.
+
+    Pauses are heard whole in the first half of a window, later ones in part. That between two windows is halved.
+    """
+    layout = _Layout(max_samples)
     for piece in _no_longer_than(pieces, max_samples):
-        if piece.speech and count + len(piece.samples) > max_samples:
-            pause = waiting.pop() if not waiting[-1].speech else piece.part(0, 0)
+        if not piece.speech:
+            layout.pause(piece)
+            continue
+        if not layout.has_room(piece):
+            yield layout.close()
+        layout.speech(piece)
+    if layout.spoken:
+        yield layout.close()
+
+
+class _Layout:
+    """The window that is being filled."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._laid: list[Piece] = []
+        self._count = 0
+        self._pause: Piece | None = None
+        """Comes next, if speech does."""
+        self.spoken = False
+
+    def has_room(self, speech: Piece) -> bool:
+        return not self.spoken or self._count + len(speech.samples) <= self._most
+
+    def pause(self, piece: Piece) -> None:
+        """Take a pause; there is speech between two of them."""
+        self._pause = piece
+
+    def speech(self, piece: Piece) -> None:
+        """Lay speech behind the pause before it."""
+        pause = self._pause
+        if pause is not None:
+            length, kept = len(pause.samples), self._kept(pause, self._most - self._count - len(piece.samples))
+            before = kept // 2 if self.spoken else 0
+            if kept == length:
+                self._lay(pause)
+            else:
+                self._lay(pause.part(0, before))
+                self._lay(pause.part(length - (kept - before), length))
+        self._lay(piece)
+        self._pause, self.spoken = None, True
+
+    def close(self) -> Window:
+        """The window as it is; the next one begins with half of the pause that comes."""
+        pause, self._pause = self._pause, None
+        if pause is not None:
             half = len(pause.samples) // 2
-            yield _window([*waiting, pause.part(0, half)], max_samples)
-            waiting, count = [pause.part(half, len(pause.samples))], 0
-        waiting.append(piece)
-        count += len(piece.samples) if piece.speech else 0
-    if count:
-        yield _window(waiting, max_samples)
+            first, self._pause = pause.part(0, half), pause.part(half, len(pause.samples))
+            self._lay(first.part(0, self._kept(first, self._most - self._count)))
+        window = _joined(self._laid)
+        self._laid, self._count, self.spoken = [], 0, False
+        return window
+
+    def _kept(self, pause: Piece, room: int) -> int:
+        """How much of a pause is heard, where there is so much room."""
+        longest = self._most if self._count < self._most // 2 else _SHORT_PAUSE
+        return min(len(pause.samples), longest, room)
+
+    def _lay(self, piece: Piece) -> None:
+        if len(piece.samples):
+            self._laid.append(piece)
+            self._count += len(piece.samples)
 
 
 def _no_longer_than(pieces: Iterable[Piece], most: int) -> Iterator[Piece]:
@@ -203,29 +275,7 @@ def _no_longer_than(pieces: Iterable[Piece], most: int) -> Iterator[Piece]:
             yield piece.part(first, first + most)
 
 
-def _window(pieces: list[Piece], most: int) -> Window:
-    """One of pieces whose speech fits, with what there is room for of their pauses."""
-    room = most - sum(len(piece.samples) for piece in pieces if piece.speech)
-    longest = _share(room, [len(piece.samples) for piece in pieces if not piece.speech])
-    kept: list[Piece] = []
-    for number, piece in enumerate(pieces):
-        length = len(piece.samples)
-        if piece.speech or length <= longest:
-            kept.append(piece)
-            continue
-        after = longest if number == 0 else 0 if number + 1 == len(pieces) else longest // 2
-        kept += [piece.part(0, longest - after), piece.part(length - after, length)]
-    kept = [piece for piece in kept if len(piece.samples)]
-    samples = kept[0].samples if len(kept) == 1 else np.concatenate([piece.samples for piece in kept])
-    stretches = [Stretch(piece.start, piece.end) for piece in kept]
-    return Window(samples, TimeMap(stretches, [piece.speech for piece in kept]))
-
-
-def _share(room: int, wishes: list[int]) -> int:
-    """How much each may have at most, so that all of them together keep to the room."""
-    left = len(wishes)
-    for wish in sorted(wishes):
-        if wish * left > room:
-            return room // left
-        room, left = room - wish, left - 1
-    return max(wishes, default=0)
+def _joined(pieces: Sequence[Piece]) -> Window:
+    samples = pieces[0].samples if len(pieces) == 1 else np.concatenate([piece.samples for piece in pieces])
+    stretches = [Stretch(piece.start, piece.end) for piece in pieces]
+    return Window(samples, TimeMap(stretches, [piece.speech for piece in pieces]))

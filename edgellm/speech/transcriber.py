@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from edgellm.audio import SAMPLE_RATE, AudioSource, open_audio
 from edgellm.errors import EdgeLLMError
+from edgellm.speech.ahead import ahead
 from edgellm.speech.model import Backend, Progress, WhisperModel
 from edgellm.speech.packing import Window, cut_speech, pack
 from edgellm.speech.results import Segment, SegmentStream, Transcript, TranscriptionTimings
@@ -22,8 +24,11 @@ from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityMo
 from edgellm.speech.windows import Clock, WindowDecoder, transcribe_tracks
 
 Samples = npt.NDArray[np.float32]
+
+_WINDOWS_AHEAD = 4
+"""That are cut out while others are transcribed."""
 Heard = Callable[[float, float | None], None]
-"""Called with the seconds of sound that were read so far, and how many there are, if that is known."""
+"""Called with the seconds of sound that were read so far, and how many there are, if that is known; by any thread."""
 
 
 class Transcriber:
@@ -116,9 +121,10 @@ class Transcriber:
             condition = settings.condition_on_previous_text is not False
             decoder = WindowDecoder(self.model, settings, language, condition, clock)
             at_once = settings.batch_size if side_by_side else 1
-            for segment in transcribe_tracks(decoder, tracks, at_once, shared=not side_by_side):
-                segments.append(segment)
-                yield segment
+            with closing(ahead(tracks, _WINDOWS_AHEAD)) if settings.vad_filter else nullcontext(tracks) as windows:
+                for segment in transcribe_tracks(decoder, windows, at_once, shared=not side_by_side):
+                    segments.append(segment)
+                    yield segment
         timings = TranscriptionTimings(
             time.perf_counter() - begun, sound.seconds_cutting, clock.features, clock.encoder, clock.decoder,
             clock.alignment, sound.speech if settings.vad_filter else None,

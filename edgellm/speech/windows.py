@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgellm.audio import SAMPLE_RATE
@@ -105,8 +106,8 @@ class WindowDecoder:
         """A new one; that of the sound's first track begins with the initial prompt."""
         return History(list(self._initial), len(self._initial)) if first else History()
 
-    def advance(self, tracks: Sequence[Running]) -> None:
-        """One window more of each track."""
+    def advance(self, tracks: Iterable[Running]) -> None:
+        """One window more of each track; each is encoded as soon as it is there."""
         heard = [window for number, running in enumerate(tracks) if (window := self._hear(number, running))]
         if not heard:
             return
@@ -309,19 +310,23 @@ def transcribe_tracks(decoder: WindowDecoder, tracks: Iterator[Track], at_once: 
     """
     running: list[Running] = []
     common = decoder.history(first=True)
-    ended, first = False, True
+    first = True
     number = 0
+
+    def going() -> Iterator[Running]:
+        """Those that go on, and new ones in the places of those that are done."""
+        nonlocal first
+        active = [one for one in running if not one.done]
+        yield from active
+        for track in itertools.islice(tracks, at_once - len(active)):
+            running.append(Running(track, common if shared else decoder.history(first), first))
+            first = False
+            yield running[-1]
+
     while True:
-        while not ended and sum(not one.done for one in running) < at_once:
-            track = next(tracks, None)
-            if track is None:
-                ended = True
-            else:
-                running.append(Running(track, common if shared else decoder.history(first), first))
-                first = False
+        decoder.advance(going())
         if not running:
             return
-        decoder.advance([one for one in running if not one.done])
         while running:
             for segment in running[0].ready:
                 yield replace(segment, id=number)

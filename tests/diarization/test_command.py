@@ -49,6 +49,18 @@ def test_formats(diarizer: Diarizer, conversations: dict, tmp_path: Path) -> Non
         assert (out / f"sample.{kind}").read_text().count("SPEAKER_00") >= 1
 
 
+def test_a_folder_that_cannot_be_made_fails_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(**_: object) -> None:
+        raise AssertionError("the models were loaded in vain")
+
+    monkeypatch.setattr(Diarizer, "load", never)
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "out"
+    result = CliRunner().invoke(diarize_command, ["talk.wav", "-f", "rttm", "-o", str(folder)])
+    assert isinstance(result.exception, EdgeLLMError)
+    assert f"{folder} cannot be made" in str(result.exception)
+
+
 def test_bad_files_are_named(diarizer: Diarizer, tmp_path: Path) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF" + bytes(100))

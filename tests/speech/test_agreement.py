@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.speech.agreement import Agreement, matching_prefix, plain
+from edgellm.speech.agreement import Agreement, matching_prefix, plain, sureness
 from edgellm.speech.results import Word
 
 
@@ -36,6 +37,38 @@ def test_words_at_the_end_of_the_sound_may_go_on() -> None:
     agreement.update(spoken("one two"), 0.9)
     assert said(agreement.update(spoken("one two"), 0.6)) == "one"
     assert said(agreement.update(spoken("one two"), 2.0)) == "two"
+
+
+def test_an_unsure_word_holds_back_what_follows_it() -> None:
+    def words(*probabilities: float) -> list[Word]:
+        return [Word(i, i + 0.5, f" w{i}", probability) for i, probability in enumerate(probabilities)]
+
+    agreement = Agreement(sure=0.3)
+    agreement.update(words(0.9, 0.2, 0.9), 99)
+    assert said(agreement.update(words(0.9, 0.2, 0.9), 99)) == "w0"
+    assert agreement.update(words(0.9, 0.2, 0.9, 0.9), 99, waited_until=1.4) == []
+    assert said(agreement.update(words(0.9, 0.2, 0.9, 0.9), 99, waited_until=1.5)) == "w1 w2 w3"
+    agreement.update(words(0.9, 0.2, 0.9, 0.9, 0.1, 0.9), 99)
+    assert agreement.wait(4.4) == []
+    assert said(agreement.wait(4.5)) == "w4"
+    assert said(agreement.partial) == "w5"
+    assert said(agreement.wait(float("inf"))) == "w5"
+
+
+def test_neighbours_count_for_how_sure_a_word_is() -> None:
+    assert sureness(1, 0.5, 1) == 0.5
+    assert sureness(0.25, 0.8, 1) == pytest.approx(0.4)
+    assert sureness(0.5, 0, 0.5) == 0
+
+
+def test_what_turned_out_to_be_noise_is_forgotten() -> None:
+    agreement = Agreement(sure=0.95)
+    agreement.update(spoken("one two"), 99)
+    agreement.update(spoken("one two"), 99, waited_until=0.5)
+    agreement.update(spoken("one two three"), 99)
+    agreement.restore(spoken("one two"))
+    assert said(agreement.partial) == "two"
+    assert said(agreement.finish(spoken("one two"))) == "two"
 
 
 def test_firm_words_stay_though_hypotheses_change_their_mind() -> None:

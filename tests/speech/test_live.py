@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +13,17 @@ from spoken_codes import CodeTranscriber, LoudIsSpeech, utter
 
 from edgellm.errors import InvalidSettingError
 from edgellm.speech.live import LIVE_VOICE_ACTIVITY, LiveSettings, LiveTranscription, LiveUpdate
+from edgellm.speech.results import Transcript, Word
 from edgellm.speech.settings import TranscriptionSettings
 
 
 class Talk:
     """A live transcription whose clock is the sound itself: computing takes no time."""
 
-    def __init__(self, live: LiveSettings | None = None, **changes: object) -> None:
-        self.transcriber = CodeTranscriber()
+    def __init__(
+        self, live: LiveSettings | None = None, transcriber: CodeTranscriber | None = None, **changes: object
+    ) -> None:
+        self.transcriber = transcriber or CodeTranscriber()
         chosen = TranscriptionSettings(vad_parameters=LIVE_VOICE_ACTIVITY, language="en", **changes)  # type: ignore[arg-type]
         self.now = 0.0
         self.live = LiveTranscription(self.transcriber, LoudIsSpeech(), chosen, live, lambda: self.now)  # type: ignore[arg-type]
@@ -46,8 +50,8 @@ def test_an_utterance() -> None:
     assert updates[-1].kind == "end"
     delays = [delay for update in updates for delay in update.delays]
     assert len(delays) == 20
-    assert np.median(delays) < 1.2
-    assert max(delays) < 1.7
+    assert np.median(delays) < 1.7
+    assert max(delays) < 2.2
     times = [(word.start, word.end) for update in updates if update.kind == "firm" for word in update.words]
     assert np.allclose(times, [(0.4 * i, 0.4 * i + 0.3) for i in range(20)], atol=0.01)
 
@@ -93,7 +97,7 @@ def test_an_utterance_is_heard_with_those_before_it() -> None:
     sound = np.concatenate([utter(range(10), 1.5), utter(range(10, 20), 6.0), utter(range(20, 30), 1.5)])
     assert firm(talk.hear(sound)) == [f"w{code}" for code in range(30)]
     lasts = [length for length, given in zip(talk.transcriber.lengths, talk.transcriber.settings, strict=True)
-             if given.beam_size == 5]  # fmt: skip
+             if len(given.temperature) > 1]  # fmt: skip
     assert len(lasts) == 3
     assert lasts[0] < 5
     assert 4 + 1.5 + 4 <= lasts[1] < 11
@@ -141,7 +145,70 @@ def test_hypotheses_are_quick_and_the_last_one_is_thorough() -> None:
     assert all(given.word_timestamps and not given.vad_filter for given in talk.transcriber.settings)
 
 
-@pytest.mark.parametrize("bad", [{"step": 0}, {"step": float("nan")}, {"longest": 60}, {"margin": -1}])
+class UnsureTranscriber(CodeTranscriber):
+    """Is not sure of one word, and hears it right only once so many seconds of sound follow it."""
+
+    def __init__(self, code: int, later: float) -> None:
+        super().__init__()
+        self.word, self.later = f" w{code}", later
+
+    def transcribe(self, source: np.ndarray, settings: TranscriptionSettings) -> Transcript:
+        transcript = super().transcribe(source, settings)
+        segments = []
+        for segment in transcript.segments:
+            words = tuple(self._heard(word, len(source) / 16_000) for word in segment.words)
+            segments.append(replace(segment, words=words))
+        return replace(transcript, segments=tuple(segments))
+
+    def _heard(self, word: Word, seconds: float) -> Word:
+        if word.text != self.word:
+            return word
+        text = word.text if seconds - word.end >= self.later else " what"
+        return replace(word, text=text, probability=0.2)
+
+
+def test_a_word_that_is_not_sure_waits_for_what_follows() -> None:
+    talk = Talk(transcriber=UnsureTranscriber(5, later=3.0))
+    updates = talk.hear(utter(range(40)))
+    assert firm(updates) == [f"w{code}" for code in range(40)]
+    delays = [delay for update in updates for delay in update.delays]
+    assert max(delays[:4]) < 2
+    assert 7.5 < delays[5] < 9.5
+    assert delays[5] > delays[6] > delays[10] > delays[15]  # those behind it waited with it
+    assert max(delays[30:]) < 2
+    assert {given.beam_size for given in talk.transcriber.settings} == {1, 5}
+
+
+def test_a_word_that_stays_unsure_is_told_in_the_end() -> None:
+    talk = Talk(transcriber=UnsureTranscriber(5, later=99))
+    expected = ["what" if code == 5 else f"w{code}" for code in range(8)]
+    updates = talk.hear(utter(range(8), silence=12))
+    assert firm(updates) == expected
+    delays = [delay for update in updates for delay in update.delays]
+    assert 7.5 < delays[5] < 9.5
+    assert updates[-1].kind != "firm"
+    assert firm(Talk(transcriber=UnsureTranscriber(5, later=99)).hear(utter(range(8), silence=0.1))) == expected
+
+
+def test_the_end_of_an_utterance_is_told_behind_its_words() -> None:
+    """Though its last word is sure only when the next utterance goes on."""
+    talk = Talk(transcriber=UnsureTranscriber(9, later=4.0))
+    updates = talk.hear(np.concatenate([utter(range(10), 1.0), utter(range(10, 30), 1.0)]))
+    told = [update.text.split() if update.kind == "firm" else "end" for update in updates if update.kind != "partial"]
+    assert told.count("end") == 2
+    assert [word for words in told[: told.index("end")] for word in words] == [f"w{code}" for code in range(10)]
+    assert firm(updates) == [f"w{code}" for code in range(30)]
+    assert told[-1] == "end"
+
+
+def test_noise_behind_an_utterance_takes_nothing_of_it() -> None:
+    talk = Talk(transcriber=UnsureTranscriber(5, later=99))
+    click = np.concatenate([np.full(2500, 0.9), np.zeros(32_000)]).astype(np.float32)
+    updates = talk.hear(np.concatenate([utter(range(6), 1.5), click]))
+    assert firm(updates) == ["w0", "w1", "w2", "w3", "w4", "what"]
+
+
+@pytest.mark.parametrize("bad", [{"step": 0}, {"step": float("nan")}, {"longest": 60}, {"margin": -1}, {"sure": 1.5}])
 def test_settings_out_of_range(bad: dict[str, float]) -> None:
     with pytest.raises(InvalidSettingError):
         LiveSettings(**bad)

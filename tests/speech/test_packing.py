@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.errors import InvalidSettingError
-from edgellm.speech.packing import WINDOW_SAMPLES, Piece, TimeMap, cut_speech, pack
+from edgellm.speech.packing import WINDOW_SAMPLES, Piece, TimeMap, cut_speech, lay_out, pack
 from edgellm.speech.stretches import FRAME, Stretch
 from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivitySettings
 
@@ -136,8 +136,8 @@ def test_a_stream_is_cut_as_the_whole_is(gaps: list[tuple[int, int]], sizes: lis
 PAUSES = st.lists(st.tuples(st.integers(0, 30_000), st.integers(1, 60_000)), min_size=1, max_size=12)
 
 
-@given(PAUSES, st.integers(0, 30_000), st.sampled_from([20_000, 100_000, WINDOW_SAMPLES]))
-def test_pauses_get_the_room_that_speech_leaves(gaps: list[tuple[int, int]], tail: int, most: int) -> None:
+def with_pauses(gaps: list[tuple[int, int]], tail: int) -> tuple[np.ndarray, list[Stretch], list[Piece]]:
+    """A sound whose samples are their own numbers, where speech is in it, and both as pieces."""
     spoken = laid_out(gaps)
     sound = np.arange(spoken[-1].end + tail, dtype=np.float32)
     pieces, place = [], 0
@@ -147,19 +147,58 @@ def test_pauses_get_the_room_that_speech_leaves(gaps: list[tuple[int, int]], tai
             Piece(stretch.start, sound[stretch.start : stretch.end]),
         ]
         place = stretch.end
-    windows = list(pack([piece for piece in (*pieces, Piece(place, sound[place:], False)) if len(piece.samples)], most))
+    pieces.append(Piece(place, sound[place:], False))
+    return sound, spoken, [piece for piece in pieces if len(piece.samples)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(PAUSES, st.integers(0, 30_000), st.sampled_from([20_000, 100_000, WINDOW_SAMPLES]))
+def test_a_short_sound_is_heard_as_it_is_and_speech_always(gaps: list[tuple[int, int]], tail: int, most: int) -> None:
+    sound, spoken, pieces = with_pauses(gaps, tail)
+    windows = list(pack(pieces, most))
     assert all(0 < len(window.samples) <= most for window in windows)
     for window in windows:
-        assert window.samples.tolist() == [v for s in window.time_map.stretches for v in range(s.start, s.end)]
-    heard = set(np.concatenate([window.samples for window in windows]).tolist())
-    assert all(set(range(s.start, s.end)) <= heard for s in spoken)
+        expected = np.concatenate([np.arange(s.start, s.end) for s in window.time_map.stretches])
+        assert np.array_equal(window.samples, expected)
+    heard = np.concatenate([window.samples for window in windows])
+    assert np.isin(np.concatenate([np.arange(s.start, s.end) for s in spoken]), heard, assume_unique=True).all()
+    assert np.all(np.diff(heard) > 0)
     if len(sound) <= most:
         assert len(windows) == 1
         assert np.array_equal(windows[0].samples, sound)
         assert windows[0].time_map.speech_end == spoken[-1].end / 16_000
-    for window in windows:  # no room is wasted while pauses are short of it
-        if len(windows) == 1 and len(sound) > most:
-            assert len(window.samples) > most - 2 * len(pieces)
+
+
+@settings(max_examples=40, deadline=None)
+@given(PAUSES, st.integers(0, 12), st.sampled_from([40_000, 100_000, WINDOW_SAMPLES]))
+def test_what_comes_later_changes_nothing_that_was_laid_out(gaps: list[tuple[int, int]], end: int, most: int) -> None:
+    """But where a piece of speech does not fit, of the pause between two windows."""
+    _, _, pieces = with_pauses(gaps, 0)
+    begun = pieces[: 2 * end]
+    whole, part = list(lay_out(pieces, most)), list(lay_out(begun, most))
+    for before, after in zip(part[:-1], whole, strict=False):
+        assert np.array_equal(before.samples, after.samples)
+    if part:
+        there = whole[len(part) - 1].samples
+        assert np.array_equal(part[-1].samples, there[: len(part[-1].samples)])
+
+
+def test_later_pauses_are_heard_in_part() -> None:
+    second = 16_000
+    sound = np.arange(40 * second, dtype=np.float32)
+    edges = [0, 6, 7, 16, 17, 20, 21, 30, 31, 40]
+    pieces = [
+        Piece(a * second, sound[a * second : b * second], number % 2 == 0)
+        for number, (a, b) in enumerate(itertools.pairwise(edges))
+    ]
+    first, last = (window.time_map.stretches for window in pack(pieces))
+    tenth, half = second // 10, second // 2
+    assert [(s.start, s.end) for s in first] == [
+        (0, 6 * second), (6 * second, 7 * second), (7 * second, 16 * second), (16 * second, 16 * second + tenth),
+        (17 * second - tenth, 17 * second), (17 * second, 20 * second), (20 * second, 20 * second + tenth),
+        (21 * second - tenth, 21 * second), (21 * second, 30 * second), (30 * second, 30 * second + 2 * tenth),
+    ]  # fmt: skip
+    assert [(s.start, s.end) for s in last] == [(30 * second + half, 31 * second), (31 * second, 40 * second)]
 
 
 def test_words_lie_in_speech_where_pauses_are_kept() -> None:
