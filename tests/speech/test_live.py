@@ -168,7 +168,7 @@ class UnsureTranscriber(CodeTranscriber):
 
 
 def test_a_word_that_is_not_sure_waits_for_what_follows() -> None:
-    talk = Talk(transcriber=UnsureTranscriber(5, later=3.0))
+    talk = Talk(LiveSettings(patience=8.0), transcriber=UnsureTranscriber(5, later=3.0))
     updates = talk.hear(utter(range(40)))
     assert firm(updates) == [f"w{code}" for code in range(40)]
     delays = [delay for update in updates for delay in update.delays]
