@@ -168,7 +168,7 @@ class UnsureTranscriber(CodeTranscriber):
 
 
 def test_a_word_that_is_not_sure_waits_for_what_follows() -> None:
-    talk = Talk(transcriber=UnsureTranscriber(5, later=3.0))
+    talk = Talk(LiveSettings(patience=8.0), transcriber=UnsureTranscriber(5, later=3.0))
     updates = talk.hear(utter(range(40)))
     assert firm(updates) == [f"w{code}" for code in range(40)]
     delays = [delay for update in updates for delay in update.delays]
@@ -180,7 +180,7 @@ def test_a_word_that_is_not_sure_waits_for_what_follows() -> None:
 
 
 def test_a_word_that_stays_unsure_is_told_in_the_end() -> None:
-    talk = Talk(transcriber=UnsureTranscriber(5, later=99))
+    talk = Talk(LiveSettings(patience=8.0), transcriber=UnsureTranscriber(5, later=99))
     expected = ["what" if code == 5 else f"w{code}" for code in range(8)]
     updates = talk.hear(utter(range(8), silence=12))
     assert firm(updates) == expected
@@ -192,7 +192,7 @@ def test_a_word_that_stays_unsure_is_told_in_the_end() -> None:
 
 def test_the_end_of_an_utterance_is_told_behind_its_words() -> None:
     """Though its last word is sure only when the next utterance goes on."""
-    talk = Talk(transcriber=UnsureTranscriber(9, later=4.0))
+    talk = Talk(LiveSettings(patience=8.0), transcriber=UnsureTranscriber(9, later=4.0))
     updates = talk.hear(np.concatenate([utter(range(10), 1.0), utter(range(10, 30), 1.0)]))
     told = [update.text.split() if update.kind == "firm" else "end" for update in updates if update.kind != "partial"]
     assert told.count("end") == 2
