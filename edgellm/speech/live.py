@@ -67,7 +67,7 @@ class LiveSettings:
     margin: float = 0.2
     hypotheses: int = 3
     sure: float = 0.2
-    patience: float = 3.0
+    patience: float = 2.5
     longest: float = 30.0
 
     def __post_init__(self) -> None:
