@@ -138,7 +138,7 @@ def test_silence_costs_nothing() -> None:
 
 
 def test_hypotheses_are_quick_and_the_last_one_is_thorough() -> None:
-    talk = Talk(beam_size=5)
+    talk = Talk(LiveSettings(patience=8.0), beam_size=5)  # nothing waits for so long that it is heard with beams
     talk.hear(utter(range(10)))
     assert {given.beam_size for given in talk.transcriber.settings[:-1]} == {1}
     assert talk.transcriber.settings[-1].beam_size == 5
