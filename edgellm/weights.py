@@ -57,6 +57,10 @@ class WeightStore:
         self._note(name, len(ids) * self.info(name).row_bytes)
         return self._file.decode(name, ids)
 
+    def reader(self, name: str) -> RowReader:
+        """What decodes rows of a tensor again and again."""
+        return RowReader(self, name)
+
     def release(self, name: str | None = None) -> None:
         """Give the pages of a tensor, or of all, back to the system; reading it again still works."""
         self._file.release(name)
@@ -79,3 +83,41 @@ class WeightStore:
         size = self.info(name).size_bytes
         with self._lock:
             self._touched[name] = min(size, self._touched.get(name, 0) + count)
+
+
+class RowReader:
+    """Decodes rows of one tensor into memory that is there already; a single row, as each token needs, in few calls.
+
+    Args:
+        store: holds the tensor.
+        name: of the tensor, (rows, columns).
+
+    Raises:
+        KeyError: no such tensor.
+    """
+
+    def __init__(self, store: WeightStore, name: str) -> None:
+        from edgellm.gguf.codecs import block_decoder
+
+        info = store.info(name)
+        self._store, self._name, self._columns = store, name, info.shape[-1]
+        self._decode = block_decoder(info.type)
+        self._scale = np.float32(store.scale(name))
+        self._block = info.type.block_size
+        self._blocks = store.raw(name).reshape(info.rows, -1, info.type.block_bytes)
+
+    def read(self, ids: NDArray[np.integer], out: NDArray[np.float32]) -> None:
+        """Decode rows.
+
+        Args:
+            ids: which rows, (n,).
+            out: float32, (n, columns or more); columns beyond those of the tensor stay as they are.
+        """
+        if len(ids) != 1:
+            out[:, : self._columns] = self._store.rows(self._name, ids)
+            return
+        row = out[0, : self._columns]
+        with np.errstate(all="ignore"):  # see `edgellm.gguf.codecs.decode`
+            self._decode(self._blocks[ids[0]], row.reshape(-1, self._block))
+            if self._scale != 1:
+                row *= self._scale

@@ -33,6 +33,7 @@ from edgellm.kernels.simd import helper
 TILE = 4
 ROW_BLOCK = 32  # pairs that are multiplied with a group of weights while it is in the first-level cache
 RESULT_BYTES = TILE * 64
+_NOTHING = (0, 0)  # follows that is known
 
 VARIANTS = tuple(FORMATS)
 
@@ -125,14 +126,14 @@ def kernel(name):
             for tile in range(tiles):
                 first = tile * TILE
                 x, s = inputs + first * get(record, F.input_stride), scales + first * get(record, F.scales_stride)
-                by_tile(record, weights, blocks, x, s, scratch, bias)
+                by_tile(record, weights, blocks, x, s, scratch, bias, _NOTHING)
                 for number in range(TILE):
                     row, part = _pair(record, matrix, pair + first + number)
                     _write(record, row, part, group, scratch + 64 * number)
             for number in range(tiles * TILE, count):
                 row, part = _pair(record, matrix, pair + number)
                 x, s = _source(record, row, part)
-                by_row(record, weights, blocks, x, s, scratch, bias)
+                by_row(record, weights, blocks, x, s, scratch, bias, _NOTHING)
                 _write(record, row, part, group, scratch)
 
     def experts(record, thread, threads):

@@ -20,13 +20,13 @@ VARIANTS = tuple(sorted(FLOAT_FORMATS))
 def group_products(name):
     """Products of a group of 16 weight rows and a tile of activation rows, or one, as those of the quantized formats.
 
-    The address of scales is not used.
+    The address of scales and what follows are not used.
     """
     size = FORMATS[name].code_bytes
     load = {"f32": load_floats, "f16": load_halves, "bf16": load_bfloats}[name]
 
     @helper
-    def four_rows(record, weights, columns, x, s, output, bias):
+    def four_rows(record, weights, columns, x, s, output, bias, turn):
         x_stride = get(record, F.input_stride)
         a = b = c = d = splat_float(0.0)
         for column in range(columns):
@@ -38,7 +38,7 @@ def group_products(name):
         store_tile((a, b, c, d), output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
     @helper
-    def one_row(record, weights, columns, x, s, output, bias):
+    def one_row(record, weights, columns, x, s, output, bias, turn):
         # Four sums hide the latency of the additions.
         a = b = c = d = splat_float(0.0)
         column = 0
@@ -88,6 +88,7 @@ def kernel(name):
                         0,
                         output + row * get(record, F.output_stride),
                         bias,
+                        (0, 0),
                     )
                     row += TILE
                 while row < stop:
@@ -99,6 +100,7 @@ def kernel(name):
                         0,
                         output + row * get(record, F.output_stride),
                         bias,
+                        (0, 0),
                     )
                     row += 1
 

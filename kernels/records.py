@@ -34,6 +34,7 @@ MATMUL = record(
     "group_bytes",  # from one group of weights to the next
     "fine_codes",  # bytes from a row's codes to those of its remainder (fine variants only)
     "fine_scales",  # the same for its scales
+    "following",  # address of the record of the next product with few rows, whose weights are asked for ahead; or 0
 )
 
 

@@ -40,8 +40,13 @@ MAX_THREADS = 256
 
 def _plan_array(steps: list[Step], addresses: dict[str, int]) -> Int64Array:
     """The plan as `edgellm.kernels.team` walks it."""
-    rows = [(addresses[step.kernel], step.record.ctypes.data, int(step.barrier), 0) for step in steps]
-    return np.array(rows, np.int64).reshape(-1, 4)
+    rows = np.zeros((len(steps), 4), np.int64)
+    product = 0
+    for row, step in zip(rows[::-1], reversed(steps), strict=True):
+        if step.kernel.startswith("matmul."):
+            product = step.record.ctypes.data
+        row[:] = addresses[step.kernel], step.record.ctypes.data, int(step.barrier), product
+    return rows
 
 
 def _within(numbers: NDArray[np.integer], limit: int) -> bool:
@@ -145,6 +150,7 @@ class CPUExecutor:
         self._planner = planner  # keeps buffers, constants and matrices alive
         self._matrices = matrices
         self._inputs = planner.inputs
+        self._whole = _plan_array(steps, self._addresses)
         self._body = _plan_array(steps[: planner.body], self._addresses)
         self._head = _plan_array(steps[planner.body :], self._addresses)
         self._tiled_body = _plan_array(planner.tiled_body, self._addresses)
@@ -156,7 +162,11 @@ class CPUExecutor:
             logits.data[: count * logits.stride].view(np.float32), (count, vocabulary), (logits.stride, 4)
         )
         self._embedded = [
-            (operation, buffer.data[: self.max_rows * buffer.stride].view(np.float32).reshape(self.max_rows, -1))
+            (
+                operation,
+                self._weights.reader(operation.weight),
+                buffer.data[: self.max_rows * buffer.stride].view(np.float32).reshape(self.max_rows, -1),
+            )
             for operation, buffer in planner.embeddings
         ]
 
@@ -180,7 +190,8 @@ class CPUExecutor:
             self._cache.copy(source, destination)
 
     def _check_blocks(self, blocks: NDArray[np.integer]) -> None:
-        if blocks.size and (blocks.min() < 0 or blocks.max() >= self._cache.blocks):
+        # Without a sign, what is negative is very large.
+        if blocks.size and blocks.view(f"u{blocks.itemsize}").max() >= self._cache.blocks:
             raise InvalidSettingError(f"a cache block is out of range; {self._cache.blocks} are reserved")
 
     # -- a step -------------------------------------------------------------------------------------------------
@@ -191,8 +202,7 @@ class CPUExecutor:
             self._check_open()
             self._take(batch)
             begin, waited = time.perf_counter(), self._team.waited
-            self._run_body(len(batch.tokens))
-            logits = self._run_head(batch.outputs)
+            logits = self._run(len(batch.tokens), batch.outputs)
             now = time.perf_counter()
             self._size.note(len(batch.tokens), now - begin, self._team.waited - waited, now)
             return logits
@@ -237,6 +247,21 @@ class CPUExecutor:
         addresses = self._library.load(SCORE_KERNELS)
         return CompiledScores(self.max_outputs, addresses, lambda plan: self._team.run(plan, self._size.threads))
 
+    def _run(self, rows: int, outputs: NDArray[np.int32]) -> Float32Array:
+        """All steps; those of few rows in one go: between two plans the threads wait for the interpreter."""
+        count = len(outputs)
+        if rows >= self._many_rows or not 0 < count <= min(self._planner.max_outputs, Int8Tiles.fewest_rows - 1):
+            self._run_body(rows)
+            return self._run_head(outputs)
+        self._choose(outputs)
+        self._team.run(self._whole, self._size.threads)
+        return self._logits[:count]
+
+    def _choose(self, outputs: NDArray[np.int32]) -> None:
+        """Tell the kernels which rows' logits are wanted."""
+        self._inputs.chosen[: len(outputs)] = outputs
+        self._inputs.outputs[0] = len(outputs)
+
     def _run_body(self, rows: int) -> None:
         body = self._tiled_body if rows >= self._many_rows else self._body
         self._team.run(body, self._size.threads)
@@ -252,8 +277,7 @@ class CPUExecutor:
         return logits
 
     def _run_outputs(self, outputs: NDArray[np.int32]) -> Float32Array:
-        self._inputs.chosen[: len(outputs)] = outputs
-        self._inputs.outputs[0] = len(outputs)
+        self._choose(outputs)
         head = self._tiled_head if len(outputs) >= Int8Tiles.fewest_rows else self._head
         self._team.run(head, self._size.threads)
         return self._logits[: len(outputs)]
@@ -267,18 +291,22 @@ class CPUExecutor:
         inputs.rows[0] = rows
         inputs.positions[:rows] = batch.positions
         inputs.sequences[:rows] = batch.sequences
-        blocks = batch.block_tables[batch.sequences, batch.positions // BLOCK_TOKENS]
-        inputs.slots[:rows] = blocks * BLOCK_TOKENS + batch.positions % BLOCK_TOKENS
+        # What is left of the processor's caches after a step is little: each call counts where there is one row.
+        if rows == 1:
+            position = int(batch.positions[0])
+            block = int(batch.block_tables[batch.sequences[0], position // BLOCK_TOKENS])
+            inputs.slots[0] = block * BLOCK_TOKENS + position % BLOCK_TOKENS
+        else:
+            blocks = batch.block_tables[batch.sequences, batch.positions // BLOCK_TOKENS]
+            inputs.slots[:rows] = blocks * BLOCK_TOKENS + batch.positions % BLOCK_TOKENS
         self._set_tables(batch.block_tables)
         self._set_scales(batch)
-        for operation, buffer in self._embedded:
-            ids = batch.positions if operation.positions else batch.tokens
-            values = self._weights.rows(operation.weight, ids)
-            np.multiply(values, np.float32(operation.scale), out=buffer[:rows, : values.shape[1]])
+        for operation, reader, buffer in self._embedded:
+            reader.read(batch.positions if operation.positions else batch.tokens, buffer[:rows])
+            if operation.scale != 1.0:
+                buffer[:rows] *= np.float32(operation.scale)
         for table in self._planner.rope_tables:
-            angles = batch.positions[:, None] * table.frequencies
-            table.cosines[:rows] = np.cos(angles) * table.magnitude
-            table.sines[:rows] = np.sin(angles) * table.magnitude
+            table.set(batch.positions)
 
     def _set_scales(self, batch: Batch) -> None:
         """Tell the kernels how much of each adapter is wanted, if that is not as in the step before."""
@@ -293,7 +321,7 @@ class CPUExecutor:
         sequences, width = batch.block_tables.shape
         if not len(batch.tokens) == len(batch.positions) == len(batch.sequences):
             raise InvalidSettingError("a step has different numbers of tokens, positions and sequences")
-        for operation, _buffer in self._embedded:
+        for operation, _reader, _buffer in self._embedded:
             ids = batch.positions if operation.positions else batch.tokens
             limit = self._weights.info(operation.weight).shape[0]
             if not _within(ids, limit):
@@ -308,9 +336,9 @@ class CPUExecutor:
         self._check_blocks(batch.block_tables)
 
     def _set_tables(self, tables: NDArray[np.int32]) -> None:
-        from edgellm.kernels.records import ATTENTION
-
         if tables.size > self._tables.size:
+            from edgellm.kernels.records import ATTENTION
+
             self._tables = np.zeros(2 * tables.size, np.int32)
             for _layer, _store, attend in self._planner.attention_records:
                 attend[ATTENTION.tables // 8] = self._tables.ctypes.data

@@ -93,6 +93,13 @@ class RopeTable:
     cosines: NDArray[np.float32]
     sines: NDArray[np.float32]
 
+    def set(self, positions: NDArray[np.int32]) -> None:
+        """Take the positions of a step's rows."""
+        rows = len(positions)
+        angles = positions[:, None] * self.frequencies
+        np.multiply(np.cos(angles), self.magnitude, out=self.cosines[:rows], casting="same_kind")
+        np.multiply(np.sin(angles), self.magnitude, out=self.sines[:rows], casting="same_kind")
+
 
 @dataclass
 class Inputs:

@@ -76,6 +76,7 @@ class Planner(ExpertPlanner):
         body, head = ([step for step in part if step.rows != MANY_ROWS] for part in (body, head))
         self.steps, self.body = body + head, len(body)
         place_barriers(self.steps, self.body)
+        link_products(self.steps)
         return self.steps
 
     def _plan_one(self, number: int, operation: Operation) -> int:
@@ -299,3 +300,11 @@ def place_barriers(steps: list[Step], body: int) -> None:
             written[key].add(share)
         for key in reads:
             read[key].add(share)
+
+
+def link_products(steps: list[Step]) -> None:
+    """Tell each product which one comes next, the last one the first: that of the next token."""
+    products = [step.record for step in steps if step.kernel.startswith("matmul.")]
+    for number, record in enumerate(products):
+        following = products[(number + 1) % len(products)]
+        record[records.MATMUL.following // 8] = following.ctypes.data

@@ -230,7 +230,8 @@ class ThreadTeam:
         self._finalizer.detach()
 
     def run(self, plan: Plan, threads: int | None = None) -> None:
-        """Run a plan (operations, 4): kernel address, record address, 1 for a barrier before it, 0.
+        """Run a plan (operations, 4): kernel address, record address, 1 for a barrier before it, record of the
+        next product (see `edgellm.kernels.team`) or 0.
 
         Args:
             plan: the operations.

@@ -41,6 +41,16 @@ def test_rows(store: WeightStore) -> None:
     assert np.array_equal(store.rows("token_embd.weight", ids), store.float32("token_embd.weight")[ids])
 
 
+@pytest.mark.parametrize("ids", [[7], [0, 270, 7]])
+@pytest.mark.parametrize("name", ["token_embd.weight", NAME])
+def test_a_reader_writes_rows_into_memory(store: WeightStore, name: str, ids: list[int]) -> None:
+    rows = np.array(ids, np.int32) % store.info(name).shape[0]
+    columns = store.info(name).shape[1]
+    out = np.full((len(ids), columns + 3), 5, np.float32)
+    store.reader(name).read(rows, out)
+    assert np.array_equal(out[:, :columns], store.rows(name, rows)) and (out[:, columns:] == 5).all()
+
+
 def test_missing_weights(store: WeightStore) -> None:
     assert store.has(NAME) and not store.has("blk.0.ffn_up")
     with pytest.raises(KeyError):

@@ -22,6 +22,7 @@ from weight_blocks import (
 )
 
 from edgellm.gguf import TensorType
+from edgellm.kernels.records import MATMUL
 
 Doubles = NDArray[np.float64]
 LARGEST = float(np.finfo(np.float32).max)
@@ -36,6 +37,7 @@ CASES = given(
     bias=st.booleans(),
     accumulate=st.booleans(),
     threads=st.sampled_from([0, 1, 2, 3]),
+    following=st.booleans(),
 )
 
 
@@ -56,11 +58,12 @@ def activations(rows: int, columns: int, kind: str, generator: np.random.Generat
 
 def multiply(
     tier: str, type_name: str, raw: NDArray[np.uint8], x: NDArray[np.float32], bias: Any = None, before: Any = None,
-    threads: int = 1, fine: bool = False,
+    threads: int = 1, fine: bool = False, following: bool = False,
 ) -> tuple[NDArray[np.float32], Doubles]:  # fmt: skip
     """The kernel's result and the activations that it was given: (rows, parts, columns) as they were quantized.
 
-    Threads 0 stands for one thread that takes denormal numbers as zero.
+    Threads 0 stands for one thread that takes denormal numbers as zero. ``following``: another product comes next,
+    with weights far away.
     """
     kernels = load_kernels(tier)
     matrix = kernels.pack(raw, type_name, x.shape[1], threads or 1)
@@ -75,6 +78,9 @@ def multiply(
     inputs = x if type_name in FLOAT_TYPES else kernels.quantize(x, fine)
     used = x.astype(np.float64)[:, None] if isinstance(inputs, np.ndarray) else inputs.values
     record = matmul_record(matrix, inputs, output, **more)
+    if following:
+        following_record = matmul_record(kernels.pack(raw, type_name, x.shape[1], 1), inputs, output)
+        record.values[MATMUL.following // 8] = following_record.values.ctypes.data
     if threads == 0:
         kernels.call_flushing(matmul_kernel(type_name, fine), record)
     else:
@@ -112,7 +118,7 @@ def extras(
 @CASES
 def test_quantized_weights(
     tier: str, type_name: str, seed: int, weight_rows: int, rows: int, blocks: int, scales: str, values: str,
-    bias: bool, accumulate: bool, threads: int,
+    bias: bool, accumulate: bool, threads: int, following: bool,
 ) -> None:  # fmt: skip
     """A block with offset o adds scale * (d * sum of integers) and o * (d * sum of the activations' codes).
 
@@ -127,7 +133,7 @@ def test_quantized_weights(
     x = activations(rows, blocks * TensorType[type_name].block_size, values, generator)
     bias_values, before, more, more_size = extras(rows, weight_rows, bias, accumulate, generator)
     fine = tier == "fine"
-    result, parts = multiply("native" if fine else tier, type_name, raw, x, bias_values, before, threads, fine)
+    result, parts = multiply("native" if fine else tier, type_name, raw, x, bias_values, before, threads, fine, following)
 
     weights, offset = decoded(raw, type_name), offsets(raw, type_name)
     used = np.abs(parts).sum(axis=1)
@@ -150,7 +156,7 @@ def test_quantized_weights(
 @CASES
 def test_float_weights(
     tier: str, type_name: str, seed: int, weight_rows: int, rows: int, blocks: int, scales: str, values: str,
-    bias: bool, accumulate: bool, threads: int,
+    bias: bool, accumulate: bool, threads: int, following: bool,
 ) -> None:  # fmt: skip
     """A plain sum of products: one rounding for the product, one for each addition. Activations stay float32."""
     generator = np.random.default_rng(seed)
@@ -158,7 +164,7 @@ def test_float_weights(
     raw = random_floats(type_name, weight_rows, columns, scales, generator)
     x = activations(rows, columns, values, generator)
     bias_values, before, more, more_size = extras(rows, weight_rows, bias, accumulate, generator)
-    result, parts = multiply(tier, type_name, raw, x, bias_values, before, threads)
+    result, parts = multiply(tier, type_name, raw, x, bias_values, before, threads, following=following)
     weights, used = decoded(raw, type_name), parts[:, 0]
     exact, size = used @ weights.T + more, np.abs(used) @ np.abs(weights).T + more_size
     # A flushed weight or activation takes its product along.

@@ -21,6 +21,7 @@ from edgellm.errors import EdgeLLMError, InvalidSettingError, OutOfMemoryError, 
 from edgellm.gguf import GGUFFile, open_gguf
 from edgellm.graph import Activation, Attention, Graph, Linear, Norm, StackedLinear
 from edgellm.kernels.packing import CONVERSIONS
+from edgellm.kernels.records import MATMUL
 from edgellm.models import build_graph
 from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch
@@ -214,6 +215,17 @@ def test_threads_do_not_change_a_bit(file: GGUFFile) -> None:
         assert np.array_equal(cpu_logits(file, IDS, threads=threads), expected)
 
 
+def test_weights_that_come_next_are_known(executor: CPUExecutor) -> None:
+    """What waits, and what is nearly done, may ask for them: of the next token too."""
+    steps = executor._planner.steps
+    products = [step.record.ctypes.data for step in steps if step.kernel.startswith("matmul.")]
+    following = [int(step.record[MATMUL.following // 8]) for step in steps if step.kernel.startswith("matmul.")]
+    assert following == [*products[1:], products[0]] and len(products) > 5
+    for number, (_kernel, _record, _barrier, product) in enumerate(executor._whole.tolist()):
+        later = (step.record.ctypes.data for step in steps[number:] if step.kernel.startswith("matmul."))
+        assert product == next(later, 0)
+
+
 @pytest.mark.parametrize("order", [(2, 1, 0), (1, 2, 0), (0, 2, 1), None])
 @pytest.mark.parametrize(
     ("architecture", "heads"), [("llama", (4, 2)), ("llama", (2, 1)), ("gemma3", (4, 2)), ("gemma3", (4, 1))]
@@ -236,7 +248,7 @@ def test_barriers_stand_wherever_threads_depend_on_each_other(
                 assert threads == 3
                 for segment in np.split(plan, np.flatnonzero(plan[:, 2])):
                     for thread in generator.permutation(3) if order is None else order:
-                        for address, record, _barrier, _unused in segment.tolist():
+                        for address, record, _barrier, _product in segment.tolist():
                             kernels.call_at(address, record, int(thread), 3)
 
             executor._team.run = run  # type: ignore[method-assign, assignment]
