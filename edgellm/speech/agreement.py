@@ -14,6 +14,9 @@ from itertools import takewhile
 
 from edgellm.speech.results import Word
 
+_HURRIED = 0.8
+"""Of how sure a word must be, where many wait."""
+
 
 class Agreement:
     """The firm words, and those that may still change.
@@ -32,31 +35,36 @@ class Agreement:
     def __init__(self, count: int = 2, sure: float = 0.0) -> None:
         self.firm: list[Word] = []
         self.partial: list[Word] = []
-        self._sure = sure
+        self._count, self._sure = count, sure
         self._before = 0
         self._earlier: deque[list[str]] = deque(maxlen=count - 1)
         """What the last hypotheses said beyond the firm words, as it sounds."""
 
-    def update(self, hypothesis: Sequence[Word], heard_until: float, waited_until: float = 0.0) -> list[Word]:
+    def update(
+        self, hypothesis: Sequence[Word], heard_until: float, waited_until: float = 0.0, hurried: bool = False
+    ) -> list[Word]:
         """Take a new hypothesis for the sound that was not dropped; returns the words that became firm.
 
         Args:
             hypothesis: all words of that sound, from its beginning.
             heard_until: second up to which words count as heard whole; a word that ends later may go on.
             waited_until: second up to which words are firm, however unsure or new.
+            hurried: one hypothesis less (but two at least) and four fifths of the sureness are enough.
         """
         rest = self._beyond_firm(hypothesis)
         texts = [plain(word.text) for word in rest]
+        needed = max(1, self._count - 1 - hurried)
         agreed = 0
-        if len(self._earlier) == self._earlier.maxlen:
-            agreed = min([len(rest), *(_common(texts, earlier) for earlier in self._earlier)])
+        if len(self._earlier) >= needed:
+            agreed = min([len(rest), *(_common(texts, earlier) for earlier in list(self._earlier)[-needed:])])
         self._earlier.append(texts)
         agreed = sum(1 for _ in takewhile(lambda word: word.end <= heard_until, rest[:agreed]))
-        return self._accept(rest, self._certain(rest, agreed, waited_until))
+        sure = self._sure * (_HURRIED if hurried else 1)
+        return self._accept(rest, self._certain(rest, agreed, waited_until, sure))
 
     def wait(self, waited_until: float) -> list[Word]:
         """Time went by; returns the words that became firm because they were waited for long enough."""
-        return self._accept(self.partial, self._certain(self.partial, 0, waited_until))
+        return self._accept(self.partial, self._certain(self.partial, 0, waited_until, self._sure))
 
     def finish(self, hypothesis: Sequence[Word]) -> list[Word]:
         """Take the last hypothesis: all of it becomes firm; returns what is new."""
@@ -69,12 +77,12 @@ class Agreement:
         self._earlier.clear()
         self.partial = list(self._beyond_firm(hypothesis))
 
-    def _certain(self, words: Sequence[Word], agreed: int, waited_until: float) -> int:
+    def _certain(self, words: Sequence[Word], agreed: int, waited_until: float, sure: float) -> int:
         """How many words at the beginning are firm: those agreed on and sure, or waited for long enough."""
         count = sum(1 for _ in takewhile(lambda word: word.end <= waited_until, words))
         before = self.firm[-1].probability if self.firm else 1.0
         probabilities = [before, *(word.probability for word in words), 1.0]
-        while count < agreed and sureness(*probabilities[count : count + 3]) >= self._sure:
+        while count < agreed and sureness(*probabilities[count : count + 3]) >= sure:
             count += 1
         return count
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from edgellm.platforms.batch import Batch, Float32Array, Int32Array, SpeechExecutor
 from edgellm.platforms.choosing import MOST_CANDIDATES, allowed_log_probabilities, best
@@ -76,16 +77,18 @@ class _Hypothesis:
 
 @dataclass
 class _Search:
-    """The search in one window."""
+    """The search in one window. It draws by itself, so that no other window changes what it finds."""
 
     request: Request
     live: list[_Hypothesis]
+    random: np.random.Generator
     finished: list[_Hypothesis] = field(default_factory=list)
     no_speech_probability: float = 0.0
     done: bool = False
 
 
 Candidates = tuple[Int32Array, Float32Array]
+Float64Array = npt.NDArray[np.float64]
 
 
 class Decoder:
@@ -107,14 +110,14 @@ class Decoder:
         self._rules = TimestampRules(tokens, settings)
         self._bias = token_bias(tokens, settings)
         self._pool = BlockPool(blocks, executor.copy_block)
-        self._random = np.random.default_rng(settings.seed)
         self._guarded = settings.repetition_penalty != 1 or settings.no_repeat_ngram_size > 0
         executor.prepare_choosing(tokens.timestamps, self._bias)
 
     def decode(self, requests: Sequence[Request], temperature: float) -> list[Decoded]:
         """Decode windows side by side: by beam search at temperature 0, else by samples."""
         width = self._settings.beam_size if temperature == 0 else self._settings.best_of
-        searches = [_Search(request, [_Hypothesis()]) for request in requests]
+        seed = self._settings.seed
+        searches = [_Search(request, [_Hypothesis()], np.random.default_rng(seed)) for request in requests]
         try:
             for first in range(0, len(searches), _MOST_OUTPUTS // 2):
                 self._prefill(searches[first : first + _MOST_OUTPUTS // 2], width, temperature)
@@ -169,7 +172,9 @@ class Decoder:
         candidates = found[:count], scores[:count]
         logits = self._executor.last_logits(2 * count)
         if temperature:
-            candidates = self._draw(np.repeat(candidates[0], width, 0), np.repeat(candidates[1], width, 0), temperature)
+            drawn = [search.random.random(width) for search in searches]
+            candidates = np.repeat(candidates[0], width, 0), np.repeat(candidates[1], width, 0)
+            candidates = _draw(*candidates, np.concatenate(drawn), temperature)
         for search, row in zip(searches, logits[count:], strict=True):
             search.no_speech_probability = _probability(row, self._tokens.no_speech)
         for number, search in enumerate(searches):
@@ -203,7 +208,8 @@ class Decoder:
         else:
             found, scores = self._executor.choose(batch, rules, self._wanted(width, temperature))
         if temperature:
-            found, scores = self._draw(found, scores, temperature)
+            drawn = np.concatenate([search.random.random(len(search.live)) for search in searches])
+            found, scores = _draw(found, scores, drawn, temperature)
         first = 0
         for search in searches:
             part = slice(first, first + len(search.live))
@@ -227,16 +233,6 @@ class Decoder:
         for row, before in zip(logits, said, strict=True):
             guard_against_repetition(row, before, self._settings)
         return best(allowed_log_probabilities(logits, self._bias, rules, self._tokens.timestamps), count)
-
-    def _draw(self, tokens: Int32Array, scores: Float32Array, temperature: float) -> Candidates:
-        """One token for each row, drawn from its likeliest."""
-        with np.errstate(over="ignore"):  # what is as good as impossible becomes so
-            weights = np.where(tokens >= 0, np.exp((scores - scores[:, :1]) / np.float32(temperature)), 0)
-        weights = weights.cumsum(axis=1)
-        thresholds = self._random.random(len(weights)) * weights[:, -1]
-        places = np.minimum((weights <= thresholds[:, None]).sum(axis=1), tokens.shape[1] - 1)
-        rows = np.arange(len(tokens))
-        return tokens[rows, places][:, None], scores[rows, places][:, None]
 
     # -- searches -----------------------------------------------------------------------------------------------
 
@@ -331,6 +327,16 @@ class Decoder:
         length = max(1, len(self._without_end(hypothesis)))
         alpha = self._settings.length_penalty
         return float(length) if alpha is None else float(((5 + length) / 6) ** alpha)
+
+
+def _draw(tokens: Int32Array, scores: Float32Array, drawn: Float64Array, temperature: float) -> Candidates:
+    """One token for each row of its likeliest, by a number from 0 to 1 for each."""
+    with np.errstate(over="ignore"):  # what is as good as impossible becomes so
+        weights = np.where(tokens >= 0, np.exp((scores - scores[:, :1]) / np.float32(temperature)), 0)
+    weights = weights.cumsum(axis=1)
+    places = np.minimum((weights <= (drawn * weights[:, -1])[:, None]).sum(axis=1), tokens.shape[1] - 1)
+    rows = np.arange(len(tokens))
+    return tokens[rows, places][:, None], scores[rows, places][:, None]
 
 
 def _probability(logits: Float32Array, token: int) -> float:

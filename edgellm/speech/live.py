@@ -1,12 +1,13 @@
 """Speech to text while it is spoken: sound goes in as it comes, firm and partial text comes out.
 
 Voice activity finds utterances. While one goes on, it is transcribed again and again, with those before it as far as a
-window has room for them; ``Agreement`` makes words firm that are sure. When it is over, there is one thorough pass.
-Words that are not sure wait some seconds for what is said next.
+window has room for them; ``Agreement`` makes words firm that are sure. When it is over, there is one thorough pass,
+which is that of a file. Words that are not sure wait for what is said next; where many have to, less is asked of them.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from edgellm.audio import SAMPLE_RATE
 from edgellm.errors import InvalidSettingError
 from edgellm.speech.agreement import Agreement
 from edgellm.speech.live_window import LiveWindow
+from edgellm.speech.packing import Window
 from edgellm.speech.results import Segment, Transcript, Word
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityModel, VoiceActivitySettings
@@ -37,6 +39,11 @@ _LAST = 5 * SAMPLE_RATE
 """What is kept of speech without words that has become too long."""
 _REMEMBERED = 60 * SAMPLE_RATE
 """For so long it is known when sound came in: words are firm by then."""
+_LATELY = 40
+"""Words of which it counts how long they took."""
+_FEW = 8
+_MOST_LATE = 0.35
+"""Share of words that may take longer than they should."""
 _PROMPT_CHARACTERS = 200
 _SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 
@@ -45,6 +52,8 @@ class CanTranscribe(Protocol):
     """What live transcription needs of a transcriber."""
 
     def transcribe(self, source: Samples, settings: TranscriptionSettings) -> Transcript: ...
+
+    def transcribe_window(self, window: Window, settings: TranscriptionSettings, cut_off: bool) -> list[Segment]: ...
 
 
 @dataclass(frozen=True)
@@ -57,23 +66,28 @@ class LiveSettings:
         hypotheses: that must agree on a word to make it firm.
         sure: how sure a word must be (`agreement.sureness`) not to wait, with all that follows it.
         patience: seconds after which a word that was waited for is firm in any case.
+        silence: seconds without speech after which all words are firm.
+        delay: seconds; where more than a third of the words lately took longer, one hypothesis less and four fifths
+            of the sureness are enough, so that at least half of them take no longer.
         longest: seconds that are transcribed anew at most; what is firm is let go before.
 
     Raises:
         InvalidSettingError: a setting is out of range.
     """
 
-    step: float = 0.5
+    step: float = 0.4
     margin: float = 0.2
     hypotheses: int = 3
-    sure: float = 0.2
-    patience: float = 2.5
+    sure: float = 0.25
+    patience: float = 8.0
+    silence: float = 3.0
+    delay: float = 1.8
     longest: float = 30.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("step", 0.1, 10), ("margin", 0, 5), ("hypotheses", 2, 5), ("sure", 0, 1), ("patience", 0, 30),
-            ("longest", 5, 30),
+            ("silence", 0, 30), ("delay", 0, 30), ("longest", 5, 30),
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise InvalidSettingError(f"{name} is {getattr(self, name)}", f"use {low} to {high}")
@@ -137,6 +151,8 @@ class LiveTranscription:
         """What the last thorough pass said."""
         self._ends: deque[float] = deque()
         """Seconds at which utterances ended of which words may still change."""
+        self._said_until = 0.0
+        """Second at which the last utterance ended."""
         self._shown = False
         """Whether there is text that no end was told of."""
         self._language = settings.language
@@ -144,6 +160,7 @@ class LiveTranscription:
         self._heard = 0
         """Sample up to which the last hypothesis went."""
         self._arrivals: deque[tuple[int, float]] = deque()
+        self._delays: deque[float] = deque(maxlen=_LATELY)
 
     def warm_up(self) -> None:
         """Transcribe a second of nothing, so that the first words need not wait for what is prepared once."""
@@ -184,7 +201,7 @@ class LiveTranscription:
             yield from self._end(ended[-1].end)
         else:
             yield from self._end(None)
-        yield from self._news(self._agreement.wait(float("inf")))
+        yield from self._news(self._agreement.wait(math.inf))
 
     def _keep(self, portion: Samples) -> None:
         self._window.push(portion, self._detector.settled)
@@ -211,10 +228,9 @@ class LiveTranscription:
         if not due or (more_waiting and not full):
             return
         firm = self._make_room()
-        long_ago = self.seconds - self._live.patience / 2
-        held_back = bool(agreement.partial) and agreement.partial[0].end <= long_ago
-        words = self._hypothesis(end, "careful" if held_back else "quick")
-        firm += agreement.update(words, end / SAMPLE_RATE - self._live.margin, self._waited_until())
+        words = self._hypothesis(end, going_on=True)
+        heard = end / SAMPLE_RATE - self._live.margin
+        firm += agreement.update(words, heard, self._waited_until(), hurried=self._is_late())
         if full and not self._firm_end(agreement):  # nothing to let go of: agreement is waited for no longer
             firm += agreement.finish([word for word in words if word.end < end / SAMPLE_RATE - 2])
         yield from self._news(firm)
@@ -232,10 +248,11 @@ class LiveTranscription:
             yield from self._cancel()
             return
         firm = self._make_room()
-        self._settled = self._hypothesis(end, "thorough")
+        self._settled = self._hypothesis(end, going_on=False)
         window.close(end)
-        self._ends.append(end / SAMPLE_RATE)
-        firm += self._agreement.update(self._settled, end / SAMPLE_RATE, self._waited_until())
+        self._said_until = end / SAMPLE_RATE
+        self._ends.append(self._said_until)
+        firm += self._agreement.update(self._settled, end / SAMPLE_RATE, self._waited_until(), hurried=self._is_late())
         yield from self._news(firm)
 
     def _cancel(self) -> Iterator[LiveUpdate]:
@@ -250,7 +267,15 @@ class LiveTranscription:
 
     def _waited_until(self) -> float:
         """Second of the sound up to which words were waited for long enough."""
-        return self.seconds - self._live.patience
+        silent = self._window.speaking_since is None and self.seconds - self._said_until > self._live.silence
+        return math.inf if silent else self.seconds - self._live.patience
+
+    def _is_late(self) -> bool:
+        """Whether too many words took too long lately, or have by now."""
+        waiting = (self.seconds - word.end for word in self._agreement.partial)
+        lately = [*self._delays, *(age for age in waiting if age > self._live.delay)][-_LATELY:]
+        late = sum(delay > self._live.delay for delay in lately)
+        return len(lately) >= _FEW and late > _MOST_LATE * len(lately)
 
     def _news(self, firm: Sequence[Word]) -> Iterator[LiveUpdate]:
         """Words that became firm, by utterances, with the ends of these, and what may still change behind them."""
@@ -287,26 +312,21 @@ class LiveTranscription:
         dropped = self._agreement.drop_before(sample / SAMPLE_RATE)
         self._prompt = (self._prompt + "".join(word.text for word in dropped))[-_PROMPT_CHARACTERS:]
 
-    def _hypothesis(self, end: int, care: Literal["quick", "careful", "thorough"]) -> list[Word]:
+    def _hypothesis(self, end: int, going_on: bool) -> list[Word]:
         """The words from the beginning of what is kept to sample ``end``, with times in the sound.
 
         Args:
             end: up to which it is heard.
-            care: greedily, with beams where a word has been held back for long, or with all that a file gets.
+            going_on: somebody is speaking there; else it is heard with all that a file gets.
         """
         self._heard = end
-        window = self._window.packed(end)
         settings = replace(self._settings, language=self._language)
-        if care != "thorough":
+        if going_on:
             settings = replace(settings, temperature=settings.temperature[:1])
-        if care == "quick":
-            settings = replace(settings, beam_size=1)
         if self._prompt and settings.condition_on_previous_text:
             settings = replace(settings, initial_prompt=self._prompt)
-        segments = self._transcriber.transcribe(window.samples, settings).segments
-        words = [word for segment in segments for word in segment.words or _guessed(segment)]
-        times = [window.time_map.word_times(word.start, word.end) for word in words]
-        return [replace(word, start=start, end=end) for word, (start, end) in zip(words, times, strict=True)]
+        segments = self._transcriber.transcribe_window(self._window.packed(end), settings, going_on)
+        return [word for segment in segments for word in segment.words or _guessed(segment)]
 
     def _firm_end(self, agreement: Agreement) -> float | None:
         """Where firm words end in an utterance that has become too long: of a sentence if there is one."""
@@ -324,7 +344,9 @@ class LiveTranscription:
 
     def _firm(self, words: Sequence[Word]) -> LiveUpdate:
         now = self._clock()
-        return LiveUpdate("firm", tuple(words), tuple(max(0.0, now - self._arrival(word)) for word in words))
+        delays = tuple(max(0.0, now - self._arrival(word)) for word in words)
+        self._delays.extend(delays)
+        return LiveUpdate("firm", tuple(words), delays)
 
     def _arrival(self, word: Word) -> float:
         """When the sound came in with which the word was whole."""

@@ -122,13 +122,15 @@ class WhisperModel:
         self.reserve(settings.batch_size, max(settings.beam_size, settings.best_of))
         return Decoder(self._executor, self.tokens, settings, self._blocks)
 
-    def spectrogram(self, samples: Float32Array) -> Float32Array:
+    def spectrogram(self, samples: Float32Array, silence_follows: bool = False) -> Float32Array:
         """Log-mel frames (3000, mel_bins) of up to 30 s of sound at 16 kHz; valid until the next call.
 
-        Frames beyond the sound are 0, as in openai-whisper (``pad_or_trim`` of the spectrogram), not those of silence.
+        Frames beyond the sound are 0, as in openai-whisper (``pad_or_trim`` of the spectrogram), or if that is wanted
+        those of silence: where speech is cut off, fewer of the words before are heard as something else.
         """
         frames = self._executor.spectrogram(samples)
-        frames[len(samples) // SAMPLES_PER_FRAME :] = 0
+        count = len(samples) // SAMPLES_PER_FRAME
+        frames[count:] = frames[:count].min() if silence_follows and count else 0
         return frames
 
     def encode(self, frames: Float32Array, window: int) -> None:

@@ -249,11 +249,9 @@ class _Layout:
 
     def close(self) -> Window:
         """The window as it is; the next one begins with half of the pause that comes."""
-        pause, self._pause = self._pause, None
-        if pause is not None:
-            half = len(pause.samples) // 2
-            first, self._pause = pause.part(0, half), pause.part(half, len(pause.samples))
-            self._lay(first.part(0, self._kept(first, self._most - self._count)))
+        if self._pause is not None:
+            length = len(self._pause.samples)
+            self._pause = self._pause.part(length // 2, length)
         window = _joined(self._laid)
         self._laid, self._count, self.spoken = [], 0, False
         return window

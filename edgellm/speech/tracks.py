@@ -23,12 +23,14 @@ class Track(Protocol):
     """Sound by the seconds within it, and what these are in the original sound.
 
     Attributes:
-        full: it is one window that speech fills to its end, without being cut off there.
+        full: it is one window that speech fills to its end, of which nothing is to be left for another one.
         speech_end: second from which on nobody speaks, if that is known; else infinite.
+        cut_off: somebody is speaking where it ends, and will go on.
     """
 
     full: bool
     speech_end: float
+    cut_off: bool
 
     def read(self, start: float, samples: int) -> Samples:
         """Up to so many samples from a second on, which never goes back; none where the track has ended."""
@@ -44,12 +46,17 @@ class Track(Protocol):
 
 
 class PackedTrack:
-    """A window packed with speech."""
+    """A window packed with speech.
 
-    def __init__(self, window: Window) -> None:
+    Args:
+        window: the window.
+        cut_off: somebody is speaking where it ends.
+    """
+
+    def __init__(self, window: Window, cut_off: bool = False) -> None:
         self._samples, times = window.samples, window.time_map
-        self.speech_end = times.speech_end
-        self.full = self.speech_end > _FULL_SECONDS
+        self.speech_end, self.cut_off = times.speech_end, cut_off
+        self.full = cut_off or self.speech_end > _FULL_SECONDS
         self.start_time, self.end_time, self.word_times = times.start_time, times.end_time, times.word_times
 
     def read(self, start: float, samples: int) -> Samples:
@@ -66,7 +73,7 @@ class StreamTrack:
         offset: second of the original sound at which it begins.
     """
 
-    full = False
+    full = cut_off = False
     speech_end = math.inf
 
     def __init__(self, blocks: Iterator[Samples], offset: float = 0.0) -> None:

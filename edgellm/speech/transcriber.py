@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +22,7 @@ from edgellm.speech.results import Segment, SegmentStream, Transcript, Transcrip
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.tracks import PackedTrack, StreamTrack, Track
 from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityModel
-from edgellm.speech.windows import Clock, WindowDecoder, transcribe_tracks
+from edgellm.speech.windows import Clock, Running, WindowDecoder, transcribe_tracks
 
 Samples = npt.NDArray[np.float32]
 
@@ -89,6 +90,28 @@ class Transcriber:
         if self.model.closed:
             raise EdgeLLMError("the transcriber is closed")
         return SegmentStream(self._run(source, settings or TranscriptionSettings(), sample_rate, heard))
+
+    def transcribe_window(
+        self, window: Window, settings: TranscriptionSettings, cut_off: bool = False
+    ) -> list[Segment]:
+        """What is said in a window that was packed with speech, as in one of a file.
+
+        Args:
+            window: with its place in the sound.
+            settings: how to transcribe; those of voice activity do not count.
+            cut_off: somebody is speaking at its end.
+        """
+        if self.model.closed:
+            raise EdgeLLMError("the transcriber is closed")
+        track = PackedTrack(window, cut_off)
+        language = settings.language or self._language(track)[0]
+        decoder = WindowDecoder(
+            self.model, settings, language, settings.condition_on_previous_text is not False, Clock()
+        )
+        running = Running(track, decoder.history(first=True), True)
+        while not running.done:
+            decoder.advance([running])
+        return [replace(segment, id=number) for number, segment in enumerate(running.ready)]
 
     def close(self) -> None:
         """Give memory and threads back; a second call does nothing."""

@@ -126,7 +126,7 @@ class WindowDecoder:
             running.done = True
             return None
         begun = time.perf_counter()
-        frames = self._model.spectrogram(samples)
+        frames = self._model.spectrogram(samples, silence_follows=running.track.cut_off)
         read = time.perf_counter()
         self._model.encode(frames, number)
         self._clock.features += read - begun
@@ -166,17 +166,22 @@ class WindowDecoder:
         return Request(heard.window, tuple(prompt), start, goes_on)
 
     def _decode(self, requests: Sequence[Request]) -> list[Decoded]:
-        """Decode at the first temperature; what fails, at the next ones."""
-        results: list[Decoded | None] = [None] * len(requests)
+        """Decode at the first temperature; what fails, at the next ones. Where all fail, the likeliest is taken."""
+        tried: list[list[Decoded]] = [[] for _ in requests]
         waiting = list(range(len(requests)))
         for temperature in self._settings.temperature:
             found = self._decoder.decode([requests[number] for number in waiting], temperature)
             for number, result in zip(waiting, found, strict=True):
-                results[number] = result
-            waiting = [number for number, result in zip(waiting, found, strict=True) if self._has_failed(result)]
+                tried[number].append(result)
+            waiting = [number for number in waiting if self._has_failed(tried[number][-1])]
             if not waiting:
                 break
-        return [result for result in results if result is not None]
+        return [self._likeliest(results) if number in waiting else results[-1] for number, results in enumerate(tried)]
+
+    def _likeliest(self, results: Sequence[Decoded]) -> Decoded:
+        """Of several that failed; one that does not repeat itself if there is one (faster-whisper)."""
+        sound = [result for result in results if not self._repeats_itself(result)]
+        return max(sound or results, key=lambda result: result.average_log_probability)
 
     def _has_failed(self, result: Decoded) -> bool:
         """Whether text repeats itself or is improbable, unless it is silence."""
@@ -189,8 +194,11 @@ class WindowDecoder:
         )
         if silent:
             return False
-        ratio = settings.compression_ratio_threshold
-        return improbable or (ratio is not None and compression_ratio(self._tokens.text(result.tokens)) > ratio)
+        return improbable or self._repeats_itself(result)
+
+    def _repeats_itself(self, result: Decoded) -> bool:
+        ratio = self._settings.compression_ratio_threshold
+        return ratio is not None and compression_ratio(self._tokens.text(result.tokens)) > ratio
 
     def _is_silence(self, result: Decoded) -> bool:
         threshold, limit = self._settings.no_speech_threshold, self._settings.logprob_threshold

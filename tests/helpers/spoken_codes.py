@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from edgellm.speech.packing import Window
 from edgellm.speech.results import Segment, Transcript, Word
 from edgellm.speech.settings import TranscriptionSettings
 
@@ -34,11 +36,13 @@ class CodeTranscriber:
     Attributes:
         lengths: seconds of each sound it was given.
         settings: those it was given.
+        cut_off: of each window, whether somebody was speaking at its end.
     """
 
     def __init__(self) -> None:
         self.lengths: list[float] = []
         self.settings: list[TranscriptionSettings] = []
+        self.cut_off: list[bool] = []
 
     def transcribe(self, source: np.ndarray, settings: TranscriptionSettings) -> Transcript:
         self.lengths.append(len(source) / 16_000)
@@ -47,6 +51,16 @@ class CodeTranscriber:
         text = "".join(word.text for word in words)
         segments = (Segment(0, words[0].start, words[-1].end, text, words=words),) if words else ()
         return Transcript(segments, "en", duration=len(source) / 16_000)
+
+    def transcribe_window(self, window: Window, settings: TranscriptionSettings, cut_off: bool) -> list[Segment]:
+        self.cut_off.append(cut_off)
+        found = []
+        for segment in self.transcribe(window.samples, settings).segments:
+            times = [window.time_map.word_times(word.start, word.end) for word in segment.words]
+            pairs = zip(segment.words, times, strict=True)
+            words = tuple(replace(word, start=start, end=end) for word, (start, end) in pairs)
+            found.append(replace(segment, start=words[0].start, end=words[-1].end, words=words))
+        return found
 
 
 def hear(samples: np.ndarray) -> list[Word]:

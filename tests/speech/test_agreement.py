@@ -55,6 +55,19 @@ def test_an_unsure_word_holds_back_what_follows_it() -> None:
     assert said(agreement.wait(float("inf"))) == "w5"
 
 
+def test_where_it_is_hurried_less_is_enough() -> None:
+    words = [Word(i, i + 0.5, f" w{i}", probability) for i, probability in enumerate((0.9, 0.9, 0.22, 0.9, 0.15))]
+    patient, hurried = Agreement(3, sure=0.25), Agreement(3, sure=0.25)
+    for agreement in (patient, hurried):
+        assert agreement.update(words, 99, hurried=agreement is hurried) == []
+    assert patient.update(words, 99) == []
+    assert said(hurried.update(words, 99, hurried=True)) == "w0 w1"  # w2 has 0.22 * 0.9
+    assert said(patient.update(words, 99)) == "w0 w1"
+    two = Agreement(2)
+    assert two.update(words, 99, hurried=True) == []
+    assert len(two.update(words, 99, hurried=True)) == 5
+
+
 def test_neighbours_count_for_how_sure_a_word_is() -> None:
     assert sureness(1, 0.5, 1) == 0.5
     assert sureness(0.25, 0.8, 1) == pytest.approx(0.4)

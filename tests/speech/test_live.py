@@ -137,12 +137,13 @@ def test_silence_costs_nothing() -> None:
     assert talk.live.seconds == 60
 
 
-def test_hypotheses_are_quick_and_the_last_one_is_thorough() -> None:
-    talk = Talk(LiveSettings(patience=8.0), beam_size=5)  # nothing waits for so long that it is heard with beams
+def test_the_last_hypothesis_is_that_of_a_file() -> None:
+    talk = Talk(beam_size=5)
     talk.hear(utter(range(10)))
-    assert {given.beam_size for given in talk.transcriber.settings[:-1]} == {1}
-    assert talk.transcriber.settings[-1].beam_size == 5
-    assert all(given.word_timestamps and not given.vad_filter for given in talk.transcriber.settings)
+    heard = talk.transcriber
+    assert heard.cut_off == [True] * (len(heard.lengths) - 1) + [False]
+    assert [len(given.temperature) for given in heard.settings] == [1] * (len(heard.lengths) - 1) + [6]
+    assert all(given.beam_size == 5 and given.word_timestamps for given in heard.settings)
 
 
 class UnsureTranscriber(CodeTranscriber):
@@ -168,7 +169,7 @@ class UnsureTranscriber(CodeTranscriber):
 
 
 def test_a_word_that_is_not_sure_waits_for_what_follows() -> None:
-    talk = Talk(LiveSettings(patience=8.0), transcriber=UnsureTranscriber(5, later=3.0))
+    talk = Talk(transcriber=UnsureTranscriber(5, later=3.0))
     updates = talk.hear(utter(range(40)))
     assert firm(updates) == [f"w{code}" for code in range(40)]
     delays = [delay for update in updates for delay in update.delays]
@@ -176,23 +177,49 @@ def test_a_word_that_is_not_sure_waits_for_what_follows() -> None:
     assert 7.5 < delays[5] < 9.5
     assert delays[5] > delays[6] > delays[10] > delays[15]  # those behind it waited with it
     assert max(delays[30:]) < 2
-    assert {given.beam_size for given in talk.transcriber.settings} == {1, 5}
 
 
 def test_a_word_that_stays_unsure_is_told_in_the_end() -> None:
-    talk = Talk(LiveSettings(patience=8.0), transcriber=UnsureTranscriber(5, later=99))
     expected = ["what" if code == 5 else f"w{code}" for code in range(8)]
-    updates = talk.hear(utter(range(8), silence=12))
-    assert firm(updates) == expected
-    delays = [delay for update in updates for delay in update.delays]
-    assert 7.5 < delays[5] < 9.5
-    assert updates[-1].kind != "firm"
+    for silence, most in ((3.0, 5.0), (20.0, 8.5)):
+        talk = Talk(LiveSettings(silence=silence), transcriber=UnsureTranscriber(5, later=99))
+        updates = talk.hear(utter(range(8), silence=12))
+        assert firm(updates) == expected
+        delays = [delay for update in updates for delay in update.delays]
+        assert most - 1 < delays[5] < most
+        assert updates[-1].kind != "firm"
     assert firm(Talk(transcriber=UnsureTranscriber(5, later=99)).hear(utter(range(8), silence=0.1))) == expected
+
+
+class DoubtfulTranscriber(CodeTranscriber):
+    """Is not sure of words that have a number that four divides."""
+
+    def transcribe(self, source: np.ndarray, settings: TranscriptionSettings) -> Transcript:
+        transcript = super().transcribe(source, settings)
+        changed = [
+            replace(word, probability=0.24 if word.text[2:].isdigit() and int(word.text[2:]) % 4 == 0 else 0.99)
+            for segment in transcript.segments
+            for word in segment.words
+        ]
+        return replace(
+            transcript, segments=tuple(replace(segment, words=tuple(changed)) for segment in transcript.segments)
+        )
+
+
+def test_where_many_words_wait_fewer_have_to() -> None:
+    def median(delay: float) -> float:
+        talk = Talk(LiveSettings(delay=delay), transcriber=DoubtfulTranscriber())
+        updates = talk.hear(utter(range(120), silence=0.2))
+        assert firm(updates) == [f"w{code}" for code in range(120)]
+        return float(np.median([delay for update in updates for delay in update.delays]))
+
+    assert median(1.8) < 2.0
+    assert median(30.0) > 4.0
 
 
 def test_the_end_of_an_utterance_is_told_behind_its_words() -> None:
     """Though its last word is sure only when the next utterance goes on."""
-    talk = Talk(LiveSettings(patience=8.0), transcriber=UnsureTranscriber(9, later=4.0))
+    talk = Talk(transcriber=UnsureTranscriber(9, later=4.0))
     updates = talk.hear(np.concatenate([utter(range(10), 1.0), utter(range(10, 30), 1.0)]))
     told = [update.text.split() if update.kind == "firm" else "end" for update in updates if update.kind != "partial"]
     assert told.count("end") == 2
