@@ -159,6 +159,10 @@ class CPUExecutor:
             (operation, buffer.data[: self.max_rows * buffer.stride].view(np.float32).reshape(self.max_rows, -1))
             for operation, buffer in planner.embeddings
         ]
+        self._embedding_scales = [
+            np.float32(op.scale) * (np.float32(1) if op.scales is None else self._weights.float32(op.scales))
+            for op, _buffer in planner.embeddings
+        ]
 
     # -- the cache ----------------------------------------------------------------------------------------------
 
@@ -271,10 +275,10 @@ class CPUExecutor:
         inputs.slots[:rows] = blocks * BLOCK_TOKENS + batch.positions % BLOCK_TOKENS
         self._set_tables(batch.block_tables)
         self._set_scales(batch)
-        for operation, buffer in self._embedded:
+        for (operation, buffer), scales in zip(self._embedded, self._embedding_scales, strict=True):
             ids = batch.positions if operation.positions else batch.tokens
             values = self._weights.rows(operation.weight, ids)
-            np.multiply(values, np.float32(operation.scale), out=buffer[:rows, : values.shape[1]])
+            np.multiply(values, scales, out=buffer[:rows, : values.shape[1]])
         for table in self._planner.rope_tables:
             angles = batch.positions[:, None] * table.frequencies
             table.cosines[:rows] = np.cos(angles) * table.magnitude
@@ -343,5 +347,6 @@ class CPUExecutor:
             self._cache.clear()
             self._matrices = {}
             self._embedded = []
+            self._embedding_scales = []
             self._logits = np.zeros((0, 0), np.float32)
             del self._planner
