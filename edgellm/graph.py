@@ -30,12 +30,16 @@ class Value:
 
 @dataclass(frozen=True)
 class Embedding:
-    """``out[row] = scale * weight[token[row]]``; with ``positions``, rows are looked up by position instead."""
+    """``out[row] = scale * weight[token[row]]``; with ``positions``, rows are looked up by position instead.
+
+    With ``scales``, the name of a vector, column i is multiplied by its i-th value too.
+    """
 
     out: Value
     weight: str
     scale: float = 1.0
     positions: bool = False
+    scales: str | None = None
 
 
 @dataclass(frozen=True)

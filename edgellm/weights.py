@@ -92,6 +92,9 @@ class RowReader:
         store: holds the tensor.
         name: of the tensor, (rows, columns).
 
+    Attributes:
+        name, rows, columns: of the tensor.
+
     Raises:
         KeyError: no such tensor.
     """
@@ -100,7 +103,8 @@ class RowReader:
         from edgellm.gguf.codecs import block_decoder
 
         info = store.info(name)
-        self._store, self._name, self._columns = store, name, info.shape[-1]
+        self._store, self.name = store, name
+        self.rows, self.columns = info.rows, info.shape[-1]
         self._decode = block_decoder(info.type)
         self._scale = np.float32(store.scale(name))
         self._block = info.type.block_size
@@ -111,12 +115,12 @@ class RowReader:
 
         Args:
             ids: which rows, (n,).
-            out: float32, (n, columns or more); columns beyond those of the tensor stay as they are.
+            out: float32, (n, columns), its rows contiguous.
         """
         if len(ids) != 1:
-            out[:, : self._columns] = self._store.rows(self._name, ids)
+            out[:] = self._store.rows(self.name, ids)
             return
-        row = out[0, : self._columns]
+        row = out[0]
         with np.errstate(all="ignore"):  # see `edgellm.gguf.codecs.decode`
             self._decode(self._blocks[ids[0]], row.reshape(-1, self._block))
             if self._scale != 1:

@@ -1,14 +1,14 @@
 """The inner loop of a team of threads: run a plan, meet at barriers, wait for the next plan.
 
 A plan is an array of (kernel address, record address, barrier before it, record of the next product or 0). All threads
-walk it together; each calls every kernel with its own number. Variants: ``run`` (one plan), ``start`` (let the workers begin) and ``work`` (a
-worker's life). Work is shared equally: claiming it in chunks made decoding 5 to 15 % slower on a quiet machine, and on
-a busy one it gained far less than leaving a thread out.
+walk it together; each calls every kernel with its own number. Variants: ``run`` (one plan), ``start`` (let the workers
+begin) and ``work`` (a worker's life). Work is shared equally: claiming it in chunks made decoding 5 to 15 % slower on a
+quiet machine, and on a busy one it gained far less than leaving a thread out.
 
-Whoever waits spins briefly, then yields, then sleeps. Pure spinning is ruinous beside other busy processes, and so is
-endless yielding: some schedulers take it as giving up the whole time slice, and a core that yields is not idle, so that
-no late thread is moved to it. Threads sleep on Linux's futexes; elsewhere they yield, and workers without a plan return
-to Python to sleep there.
+Whoever waits spins briefly, asking for its weights of the next product, then yields, then sleeps. Pure spinning is
+ruinous beside other busy processes, and so is endless yielding: some schedulers take it as giving up the whole time
+slice, and a core that yields is not idle, so that no late thread is moved to it. Threads sleep on Linux's futexes;
+elsewhere they yield, and workers without a plan return to Python to sleep there.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgellm.graph import Attention, CacheLayer, CrossAttention, Graph, Input, StoreSource, Unfold, Value
+from edgellm.graph import Attention, CacheLayer, CrossAttention, Embedding, Graph, Input, StoreSource, Unfold, Value
 from edgellm.models.blocks import GraphBuilder
 
 _TAPS = 3
@@ -17,6 +17,15 @@ class SpeechBuilder(GraphBuilder):
         """Rows that the step is given."""
         out = self._value("input", width)
         self._operations.append(Input(out))
+        return out
+
+    def scaled_embedding(self) -> Value:
+        """Look the tokens up in a table that is the head's too; a file may have a factor for each of its columns."""
+        out = self.embedding()
+        table = self._operations[-1]
+        if self.has("token_embd_scale.weight"):
+            assert isinstance(table, Embedding)
+            self._operations[-1] = replace(table, scales=self.tensor("token_embd_scale.weight", self.width))
         return out
 
     def convolution(self, x: Value, weight: str, width: int, stride: int) -> Value:

@@ -86,7 +86,7 @@ def _describe_encoder(model: SpeechBuilder, decoder: SpeechBuilder, bins: int) -
 
 
 def _describe_decoder(model: SpeechBuilder) -> Value:
-    x = model.add(model.embedding(), model.position_embedding())
+    x = model.add(model.scaled_embedding(), model.position_embedding())
     for layer in range(model.layers):
         block = f"blk.{layer}"
         x = model.plain_block(x, block, layer, causal=True)

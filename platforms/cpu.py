@@ -21,7 +21,7 @@ from edgellm.platforms.amx import amx_mode
 from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Array
 from edgellm.platforms.cpu_amx import tile_kernels
 from edgellm.platforms.cpu_cache import CacheMemory
-from edgellm.platforms.cpu_parts import Int64Array, Step, kernel_names
+from edgellm.platforms.cpu_parts import Embedded, Int64Array, Step, kernel_names
 from edgellm.platforms.cpu_plan import Planner
 from edgellm.platforms.cpu_tiles import Int8Tiles, int8_tile_kernels, tiles_for
 from edgellm.platforms.cpu_weights import WeightLoader, read_vectors
@@ -162,11 +162,7 @@ class CPUExecutor:
             logits.data[: count * logits.stride].view(np.float32), (count, vocabulary), (logits.stride, 4)
         )
         self._embedded = [
-            (
-                operation,
-                self._weights.reader(operation.weight),
-                buffer.data[: self.max_rows * buffer.stride].view(np.float32).reshape(self.max_rows, -1),
-            )
+            Embedded.of(operation, self._weights, buffer.data[: self.max_rows * buffer.stride].view(np.float32))
             for operation, buffer in planner.embeddings
         ]
 
@@ -301,10 +297,8 @@ class CPUExecutor:
             inputs.slots[:rows] = blocks * BLOCK_TOKENS + batch.positions % BLOCK_TOKENS
         self._set_tables(batch.block_tables)
         self._set_scales(batch)
-        for operation, reader, buffer in self._embedded:
-            reader.read(batch.positions if operation.positions else batch.tokens, buffer[:rows])
-            if operation.scale != 1.0:
-                buffer[:rows] *= np.float32(operation.scale)
+        for embedded in self._embedded:
+            embedded.look_up(batch)
         for table in self._planner.rope_tables:
             table.set(batch.positions)
 
@@ -321,12 +315,10 @@ class CPUExecutor:
         sequences, width = batch.block_tables.shape
         if not len(batch.tokens) == len(batch.positions) == len(batch.sequences):
             raise InvalidSettingError("a step has different numbers of tokens, positions and sequences")
-        for operation, _reader, _buffer in self._embedded:
-            ids = batch.positions if operation.positions else batch.tokens
-            limit = self._weights.info(operation.weight).shape[0]
-            if not _within(ids, limit):
-                what = "position" if operation.positions else "token id"
-                raise InvalidSettingError(f"a {what} is not within 0 to {limit - 1}")
+        for embedded in self._embedded:
+            if not _within(embedded.ids(batch), embedded.reader.rows):
+                what = "position" if embedded.positions else "token id"
+                raise InvalidSettingError(f"a {what} is not within 0 to {embedded.reader.rows - 1}")
         if not _within(batch.positions, width * BLOCK_TOKENS):
             raise InvalidSettingError("a position lies outside its block table")
         if not _within(batch.sequences, sequences):

@@ -14,6 +14,7 @@ from edgellm.graph import (
     Add,
     Attention,
     CacheLayer,
+    Embedding,
     Graph,
     Join,
     Linear,
@@ -28,6 +29,8 @@ from edgellm.graph import (
     WeightedSum,
 )
 from edgellm.kernels.packing import FLOAT_FORMATS, aligned_zeros
+from edgellm.platforms.batch import Batch, Float32Array, Int32Array
+from edgellm.weights import RowReader, WeightStore
 
 MAX_ROWS = 256
 MAX_OUTPUTS = 16
@@ -82,6 +85,45 @@ class Step:
     share: tuple[object, ...] | None = None
     barrier: bool = False
     rows: str = ANY_ROWS
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A table that a step's rows are looked up in, and where they go.
+
+    Attributes:
+        reader: of the table.
+        positions: whether rows are looked up by position, not by token.
+        scales: what is looked up is multiplied by them, (columns,) or one number; None: by 1.
+        buffer: float32, (rows, columns).
+    """
+
+    reader: RowReader
+    positions: bool
+    scales: Float32Array | np.float32 | None
+    buffer: Float32Array
+
+    @classmethod
+    def of(cls, operation: Embedding, weights: WeightStore, buffer: Float32Array) -> Embedded:
+        """Of an operation whose result has the memory ``buffer``."""
+        reader, scales = weights.reader(operation.weight), None
+        if operation.scales is not None:
+            scales = np.float32(operation.scale) * weights.float32(operation.scales)
+        elif operation.scale != 1.0:
+            scales = np.float32(operation.scale)
+        rows = buffer.reshape(-1, padded(reader.columns))[:, : reader.columns]
+        return cls(reader, operation.positions, scales, rows)
+
+    def ids(self, batch: Batch) -> Int32Array:
+        """The rows of the table that are wanted."""
+        return batch.positions if self.positions else batch.tokens
+
+    def look_up(self, batch: Batch) -> None:
+        """Write what a step's rows are in the table."""
+        rows = self.buffer[: len(batch.tokens)]
+        self.reader.read(self.ids(batch), rows)
+        if self.scales is not None:
+            rows *= self.scales
 
 
 @dataclass

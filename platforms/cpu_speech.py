@@ -192,8 +192,8 @@ class CPUSpeechExecutor(CPUExecutor):
             self._encoder_planner.source_slots[:] = np.arange(first, first + self.graph.source_length)
             self._team.run(self._encoder_plan, self._size.threads)
             self._filled.add(source)
-            for operation, _buffer in self._embedded:  # the system keeps many pages around each row that was read
-                self._weights.release(operation.weight)
+            for embedded in self._embedded:  # the system keeps many pages around each row that was read
+                self._weights.release(embedded.reader.name)
 
     @property
     def _bins(self) -> int:

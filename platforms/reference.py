@@ -190,10 +190,10 @@ class ReferenceExecutor:
 
     def _evaluate(self, operation: Operation, values: Values, batch: Batch) -> Array:
         match operation:
-            case Embedding(weight=weight, scale=scale, positions=by_position):
+            case Embedding(weight=weight, scale=scale, positions=by_position, scales=scales):
                 rows: Array = self._weights.rows(weight, batch.positions if by_position else batch.tokens)
                 rows = rows.astype(self._dtype, copy=False)
-                rows *= scale
+                rows *= scale if scales is None else scale * self._weight(scales)
                 return rows
             case Norm(x=x):
                 bias = None if operation.bias is None else self._weight(operation.bias)

@@ -27,6 +27,7 @@ from edgellm.convert.safetensors import parse_json
 from edgellm.convert.settings import ConvertSettings
 from edgellm.convert.tensors import LazyTensor
 from edgellm.convert.torch_file import open_torch_file
+from edgellm.convert.whisper_finer import finer
 from edgellm.convert.whisper_names import IGNORED, from_hugging_face, our_name
 from edgellm.convert.whisper_tokens import vocabulary_keys
 from edgellm.convert.writer import Planned, new_file, refuse_existing, write_file
@@ -101,17 +102,18 @@ def convert_whisper(
     began = time.monotonic()
     with open_whisper(Path(source)) as model:
         kind = _wanted_type(settings, model)
-        planned = [_plan(name, tensor, kind) for name, tensor in model.tensors.items() if name not in IGNORED]
+        own = [_plan(name, tensor, kind) for name, tensor in model.tensors.items() if name not in IGNORED]
+        planned = finer(own) if kind == "q8_0" else own
         path = output_path(output, _named(Path(source)), settings, kind)
         refuse_existing(path, settings.force)
-        keys = _keys(model, planned, kind, settings.name or _named(Path(source)).name)
+        keys = _keys(model, own, kind, settings.name or _named(Path(source)).name)
         report = None if progress is None else lambda done, total: progress("convert", done, total)
         with new_file(path, sum(tensor.size_bytes for tensor in planned), settings.force) as temporary:
             threads = settings.threads or min(8, os.cpu_count() or 1)
             size = write_file(temporary, "whisper", keys, planned, threads, report)
             with open_gguf(temporary) as file:
                 build_whisper(file)
-    parameters = sum(math.prod(tensor.shape) for tensor in planned)
+    parameters = sum(math.prod(tensor.shape) for tensor in own)
     return Converted(path, "whisper", kind, len(planned), parameters, size, time.monotonic() - began, ())
 
 

@@ -133,7 +133,8 @@ def test_quantized_weights(
     x = activations(rows, blocks * TensorType[type_name].block_size, values, generator)
     bias_values, before, more, more_size = extras(rows, weight_rows, bias, accumulate, generator)
     fine = tier == "fine"
-    result, parts = multiply("native" if fine else tier, type_name, raw, x, bias_values, before, threads, fine, following)
+    actual = "native" if fine else tier
+    result, parts = multiply(actual, type_name, raw, x, bias_values, before, threads, fine, following)
 
     weights, offset = decoded(raw, type_name), offsets(raw, type_name)
     used = np.abs(parts).sum(axis=1)
