@@ -150,7 +150,7 @@ class CPUExecutor:
         self._planner = planner  # keeps buffers, constants and matrices alive
         self._matrices = matrices
         self._inputs = planner.inputs
-        self._whole = _plan_array(steps, self._addresses)
+        self._all_of_few = _plan_array(steps, self._addresses)
         self._body = _plan_array(steps[: planner.body], self._addresses)
         self._head = _plan_array(steps[planner.body :], self._addresses)
         self._tiled_body = _plan_array(planner.tiled_body, self._addresses)
@@ -250,7 +250,7 @@ class CPUExecutor:
             self._run_body(rows)
             return self._run_head(outputs)
         self._choose(outputs)
-        self._team.run(self._whole, self._size.threads)
+        self._team.run(self._all_of_few, self._size.threads)
         return self._logits[:count]
 
     def _choose(self, outputs: NDArray[np.int32]) -> None:

@@ -106,7 +106,8 @@ class Embedded:
     @classmethod
     def of(cls, operation: Embedding, weights: WeightStore, buffer: Float32Array) -> Embedded:
         """Of an operation whose result has the memory ``buffer``."""
-        reader, scales = weights.reader(operation.weight), None
+        reader = weights.reader(operation.weight)
+        scales: Float32Array | np.float32 | None = None
         if operation.scales is not None:
             scales = np.float32(operation.scale) * weights.float32(operation.scales)
         elif operation.scale != 1.0:

@@ -221,7 +221,7 @@ def test_weights_that_come_next_are_known(executor: CPUExecutor) -> None:
     products = [step.record.ctypes.data for step in steps if step.kernel.startswith("matmul.")]
     following = [int(step.record[MATMUL.following // 8]) for step in steps if step.kernel.startswith("matmul.")]
     assert following == [*products[1:], products[0]] and len(products) > 5
-    for number, (_kernel, _record, _barrier, product) in enumerate(executor._whole.tolist()):
+    for number, (_kernel, _record, _barrier, product) in enumerate(executor._all_of_few.tolist()):
         later = (step.record.ctypes.data for step in steps[number:] if step.kernel.startswith("matmul."))
         assert product == next(later, 0)
 
