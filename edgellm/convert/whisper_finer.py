@@ -2,11 +2,11 @@
 
 Three things lower what rounding to 8 bits does to the probabilities of tokens:
 
-- The embedding, which is the head too, is stored with the mean over tokens subtracted and its columns scaled to be
-  nearly alike, so that no column makes the steps of its block coarse for others. The mean goes to the embedding of
-  positions, which is added anyway, and moves all logits alike; the scales go into the norm before the head, and what is
-  looked up is multiplied by their inverse (``token_embd_scale.weight``).
-- Values of the encoder's attention, to which the result is most sensitive, stay F16: 2 % of the weights.
+- The embedding, which is the head too, is stored with the mean over tokens subtracted and its columns divided by
+  scales that make them nearly alike, so that no column makes the steps of its block coarse for others. The mean goes to
+  the embedding of positions, which is added anyway, and moves all logits alike. The scales
+  (``token_embd_scale.weight``) multiply what is looked up, and are in the norm before the head.
+- Values and outputs of the encoder's attention, to which the result is most sensitive, stay F16: 3 % of the weights.
 - The scale of each block is searched, so that the squared error is small: a sixth smaller than with the largest
   magnitude as 127.
 """
@@ -27,7 +27,7 @@ from edgellm.gguf import TensorType
 
 Float32 = NDArray[np.float32]
 
-_KEPT = re.compile(r"enc\.blk\.\d+\.attn_v\.weight")
+_KEPT = re.compile(r"enc\.blk\.\d+\.attn_(v|output)\.weight")
 _TABLE, _POSITIONS, _SCALES = "token_embd.weight", "position_embd.weight", "token_embd_scale.weight"
 _GAIN, _BIAS = "output_norm.weight", "output_norm.bias"
 _POWER = 0.8

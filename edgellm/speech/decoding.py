@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +29,22 @@ class Request:
 
     Attributes:
         source: under which number its sound was encoded.
-        prompt: all tokens before the first that is chosen.
+        prompt: all tokens before the transcript's first.
         start: place of the token in the prompt that begins the transcript.
         goes_on: the timestamp up to which there is speech, if that is known; see `TimestampRules.row`.
+        prefix: tokens that the transcript begins with, given and not chosen; they stand in the result.
     """
 
     source: int
     prompt: tuple[int, ...]
     start: int
     goes_on: int = 0
+    prefix: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Tokens to read before the first is chosen."""
+        return len(self.prompt) + len(self.prefix)
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class Decoder:
         """Decode windows side by side: by beam search at temperature 0, else by samples."""
         width = self._settings.beam_size if temperature == 0 else self._settings.best_of
         seed = self._settings.seed
-        searches = [_Search(request, [_Hypothesis()], np.random.default_rng(seed)) for request in requests]
+        searches = [_Search(request, [self._beginning(request)], np.random.default_rng(seed)) for request in requests]
         try:
             for first in range(0, len(searches), _MOST_OUTPUTS // 2):
                 self._prefill(searches[first : first + _MOST_OUTPUTS // 2], width, temperature)
@@ -133,14 +140,20 @@ class Decoder:
         """What finds the times of words in the same windows."""
         return Aligner(self._executor, self._pool, self._tokens, heads)
 
+    def _beginning(self, request: Request) -> _Hypothesis:
+        """What is said before anything is chosen: nothing, or a prefix, of which nothing is in doubt."""
+        said = list(request.prefix)
+        stamp = max((token for token in said if token >= self._tokens.timestamps), default=-1)
+        return _Hypothesis(said, 0.0, stamp, [0.0] * len(said))
+
     # -- steps --------------------------------------------------------------------------------------------------
 
     def _prefill(self, searches: Sequence[_Search], width: int, temperature: float) -> None:
         """Read the prompts, as many windows at once as a step has rows for, and begin the searches."""
         group: list[_Search] = []
         for search in searches:
-            rows = sum(len(other.request.prompt) for other in group)
-            if group and rows + len(search.request.prompt) > self._executor.max_rows:
+            rows = sum(other.request.rows for other in group)
+            if group and rows + search.request.rows > self._executor.max_rows:
                 self._read_prompts(group, width, temperature)
                 group = []
             group.append(search)
@@ -155,18 +168,19 @@ class Decoder:
         for number, search in enumerate(searches):
             request, blocks = search.request, search.live[0].blocks
             start.append(len(ids) + request.start)
-            ids += request.prompt
-            positions += range(len(request.prompt))
-            sequences += [number] * len(request.prompt)
+            ids += [*request.prompt, *request.prefix]
+            positions += range(request.rows)
+            sequences += [number] * request.rows
             last.append(len(ids) - 1)
-            self._pool.writable(blocks, len(request.prompt) - 1)
+            self._pool.writable(blocks, request.rows - 1)
         lists = [search.live[0].blocks for search in searches]
         sources = np.array([search.request.source for search in searches], np.int32)
         batch = Batch(
             np.array(ids, np.int32), np.array(positions, np.int32), np.array(sequences, np.int32), tables(lists),
             np.array([*last, *start], np.int32), sources=sources[sequences],
         )  # fmt: skip
-        rules = np.array([self._rules.row([], -1)] * len(searches), np.int32)
+        roots = [search.live[0] for search in searches]
+        rules = np.array([self._rules.row(root.said, root.last_timestamp) for root in roots], np.int32)
         count = len(searches)
         found, scores = self._executor.choose(batch, np.concatenate([rules, rules]), self._wanted(width, temperature))
         candidates = found[:count], scores[:count]
@@ -281,7 +295,7 @@ class Decoder:
     def _begin_samples(self, search: _Search, candidates: Candidates) -> None:
         """As many hypotheses as there were draws, all from the same prompt."""
         root = search.live[0]
-        search.live = [_Hypothesis(blocks=self._pool.share(root.blocks)) for _ in range(len(candidates[0]))]
+        search.live = [replace(root, blocks=self._pool.share(root.blocks)) for _ in range(len(candidates[0]))]
         self._pool.give(root.blocks)
         self._extend_samples(search, candidates)
 
@@ -312,10 +326,11 @@ class Decoder:
             finished += sorted(search.live, key=lambda hypothesis: -hypothesis.score)[: width - len(finished)]
         if not finished:
             return Decoded((), -math.inf, search.no_speech_probability, temperature)
-        best_one = max(finished, key=lambda hypothesis: hypothesis.score / self._length_factor(hypothesis))
+        given = len(search.request.prefix)
+        best_one = max(finished, key=lambda hypothesis: hypothesis.score / self._length_factor(hypothesis, given))
         said = self._without_end(best_one)
         return Decoded(
-            tuple(said), best_one.score / (len(said) + 1), search.no_speech_probability, temperature,
+            tuple(said), best_one.score / (len(said) - given + 1), search.no_speech_probability, temperature,
             tuple(best_one.scores[: len(said)]),
         )  # fmt: skip
 
@@ -323,8 +338,8 @@ class Decoder:
         said = hypothesis.said
         return said[:-1] if said and said[-1] == self._tokens.end else said
 
-    def _length_factor(self, hypothesis: _Hypothesis) -> float:
-        length = max(1, len(self._without_end(hypothesis)))
+    def _length_factor(self, hypothesis: _Hypothesis, given: int) -> float:
+        length = max(1, len(self._without_end(hypothesis)) - given)
         alpha = self._settings.length_penalty
         return float(length) if alpha is None else float(((5 + length) / 6) ** alpha)
 

@@ -149,21 +149,21 @@ class WindowDecoder:
         before = history.tokens[history.begins :] if self._condition or at_first else []
         if self._settings.carry_initial_prompt and self._initial:
             before = [*self._initial, *before[history.prompted if history.begins == 0 else 0 :]]
-        hot = [] if self._prefix else self._hotwords[: self._half]
-        room = self._half - len(hot)
+        prefix = self._prefix if at_first else []
+        hot = [] if prefix else self._hotwords[: self._half]
+        room = self._half - len(hot) - len(prefix)
         kept = before[-room:] if room > 0 else []
         if self._settings.carry_initial_prompt and len(before) > room > len(self._initial):
             kept = [*self._initial, *before[len(self._initial) - room :]]
         prompt = [self._tokens.previous, *hot, *kept] if hot or kept else []
         start = len(prompt)
         prompt += self._start_sequence(heard.language)
-        if self._prefix and at_first:
-            stamp = [] if self._settings.without_timestamps else [self._tokens.timestamps]
-            prompt += [*stamp, *self._prefix]
+        if prefix and not self._settings.without_timestamps:
+            prefix = [self._tokens.timestamps, *prefix]
         goes_on = 0
         if running.track.full:
             goes_on = self._tokens.timestamps + math.ceil((heard.spoken - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
-        return Request(heard.window, tuple(prompt), start, goes_on)
+        return Request(heard.window, tuple(prompt), start, goes_on, tuple(prefix))
 
     def _decode(self, requests: Sequence[Request]) -> list[Decoded]:
         """Decode at the first temperature; what fails, at the next ones. Where all fail, the likeliest is taken."""

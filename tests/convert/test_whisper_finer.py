@@ -169,8 +169,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_types_in_the_file(files: dict[str, Path], kind: str) -> None:
     with open_gguf(files[kind]) as file:
         types = {name: tensor.type.name for name, tensor in file.tensors.items()}
-    kept = {name for name in types if name.startswith("enc.") and name.endswith("attn_v.weight")}
-    assert len(kept) == tiny_whisper.LAYERS
+    kept = {
+        name for name in types if name.startswith("enc.") and name.endswith(("attn_v.weight", "attn_output.weight"))
+    }
+    assert len(kept) == 2 * tiny_whisper.LAYERS
     assert {types[name] for name in kept} == {"F16"}
     assert ("token_embd_scale.weight" in types) == (kind == "q8_0")
     if kind == "q8_0":

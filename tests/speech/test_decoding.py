@@ -92,6 +92,22 @@ def test_the_same_seed_draws_the_same(model: WhisperModel) -> None:
     assert chosen[0] == chosen[1] != chosen[2]
 
 
+@pytest.mark.parametrize("given", [1, 2, 5])
+def test_what_would_be_said_anyway_changes_nothing_as_a_prefix(model: WhisperModel, given: int) -> None:
+    encoded(model, 2)
+    decoder = model.decoder(TranscriptionSettings(beam_size=1, batch_size=2))
+    plain = decoder.decode([Request(0, (START,), 0)], 0.0)[0]
+    assert len(plain.tokens) > 5
+    prefixed = Request(0, (START,), 0, prefix=plain.tokens[:given])
+    other = Request(1, (START,), 0)
+    found, beside = decoder.decode([prefixed, other], 0.0)
+    assert found.tokens == plain.tokens
+    assert beside.tokens == decoder.decode([other], 0.0)[0].tokens
+    assert found.log_probabilities[:given] == (0.0,) * given  # they were not in doubt
+    assert found.log_probabilities[given:] == pytest.approx(plain.log_probabilities[given:], abs=1e-4)
+    assert decoder.decode([prefixed], 0.8)[0].tokens[:given] == plain.tokens[:given]
+
+
 def test_guards_against_repetition(model: WhisperModel) -> None:
     encoded(model, 1)
     plain = model.decoder(TranscriptionSettings(beam_size=1)).decode([Request(0, (START,), 0)], 0.0)[0].tokens

@@ -41,6 +41,16 @@ def jfk(shared: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("prefix", ["And so my", "Well then,"])
+def test_a_prefix_begins_the_text(transcriber: Transcriber, jfk: np.ndarray, prefix: str) -> None:
+    for settings in (TranscriptionSettings(prefix=prefix), TranscriptionSettings(prefix=prefix, word_timestamps=True)):
+        transcript = transcriber.transcribe(jfk, settings)
+        assert transcript.text.strip().startswith(prefix)
+        assert split(transcript.text)[-3:] == ["for", "your", "country"]
+    assert "".join(word.text for word in transcript.words).strip() == transcript.text.strip()
+
+
+@pytest.mark.slow
 def test_files_on_the_command_line(
     tiny_en_path: Path, silero_vad_path: Path, shared: Path, tmp_path: Path, jfk: np.ndarray
 ) -> None:
