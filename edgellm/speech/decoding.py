@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +32,16 @@ class Request:
         prompt: all tokens before the first that is chosen.
         start: place of the token in the prompt that begins the transcript.
         goes_on: the timestamp up to which there is speech, if that is known; see `TimestampRules.row`.
+        said: tokens that the transcript is known to begin with.
+        said_score: log-probability of these.
     """
 
     source: int
     prompt: tuple[int, ...]
     start: int
     goes_on: int = 0
+    said: tuple[int, ...] = ()
+    said_score: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,7 @@ class Decoder:
     def decode(self, requests: Sequence[Request], temperature: float) -> list[Decoded]:
         """Decode windows side by side: by beam search at temperature 0, else by samples."""
         width = self._settings.beam_size if temperature == 0 else self._settings.best_of
-        seed = self._settings.seed
-        searches = [_Search(request, [_Hypothesis()], np.random.default_rng(seed)) for request in requests]
+        searches = [self._begun(request) for request in requests]
         try:
             for first in range(0, len(searches), _MOST_OUTPUTS // 2):
                 self._prefill(searches[first : first + _MOST_OUTPUTS // 2], width, temperature)
@@ -135,12 +138,19 @@ class Decoder:
 
     # -- steps --------------------------------------------------------------------------------------------------
 
+    def _begun(self, request: Request) -> _Search:
+        said = list(request.said)
+        stamps = [token for token in said if token >= self._tokens.timestamps]
+        each = request.said_score / max(1, len(said))
+        root = _Hypothesis(said, request.said_score, max(stamps, default=-1), [each] * len(said))
+        return _Search(request, [root], np.random.default_rng(self._settings.seed))
+
     def _prefill(self, searches: Sequence[_Search], width: int, temperature: float) -> None:
         """Read the prompts, as many windows at once as a step has rows for, and begin the searches."""
         group: list[_Search] = []
         for search in searches:
-            rows = sum(len(other.request.prompt) for other in group)
-            if group and rows + len(search.request.prompt) > self._executor.max_rows:
+            rows = sum(len(_given(other.request)) for other in group)
+            if group and rows + len(_given(search.request)) > self._executor.max_rows:
                 self._read_prompts(group, width, temperature)
                 group = []
             group.append(search)
@@ -153,20 +163,20 @@ class Decoder:
         last: list[int] = []
         start: list[int] = []
         for number, search in enumerate(searches):
-            request, blocks = search.request, search.live[0].blocks
+            request, given, blocks = search.request, _given(search.request), search.live[0].blocks
             start.append(len(ids) + request.start)
-            ids += request.prompt
-            positions += range(len(request.prompt))
-            sequences += [number] * len(request.prompt)
+            ids += given
+            positions += range(len(given))
+            sequences += [number] * len(given)
             last.append(len(ids) - 1)
-            self._pool.writable(blocks, len(request.prompt) - 1)
+            self._pool.writable(blocks, len(given) - 1)
         lists = [search.live[0].blocks for search in searches]
         sources = np.array([search.request.source for search in searches], np.int32)
         batch = Batch(
             np.array(ids, np.int32), np.array(positions, np.int32), np.array(sequences, np.int32), tables(lists),
             np.array([*last, *start], np.int32), sources=sources[sequences],
         )  # fmt: skip
-        rules = np.array([self._rules.row([], -1)] * len(searches), np.int32)
+        rules = self._rows([(search, search.live[0]) for search in searches])
         count = len(searches)
         found, scores = self._executor.choose(batch, np.concatenate([rules, rules]), self._wanted(width, temperature))
         candidates = found[:count], scores[:count]
@@ -199,9 +209,7 @@ class Decoder:
             np.array(ids, np.int32), np.array(positions, np.int32), rows,
             tables([hypothesis.blocks for _, hypothesis in live]), rows, sources=np.array(sources, np.int32),
         )  # fmt: skip
-        rules = np.array(
-            [self._rules.row(hyp.said, hyp.last_timestamp, search.request.goes_on) for search, hyp in live], np.int32
-        )
+        rules = self._rows(live)
         if self._guarded:
             said = [hypothesis.said for _, hypothesis in live]
             found, scores = self._choose_here(self._executor.step(batch), rules, said, self._wanted(width, temperature))
@@ -218,6 +226,11 @@ class Decoder:
                 self._extend(search, (found[part], scores[part]), width)
             else:
                 self._extend_samples(search, (found[part], scores[part]))
+
+    def _rows(self, hypotheses: Sequence[tuple[_Search, _Hypothesis]]) -> Int32Array:
+        """The rules for the next token of each."""
+        rows = [self._rules.row(one.said, one.last_timestamp, search.request.goes_on) for search, one in hypotheses]
+        return np.array(rows, np.int32)
 
     def _wanted(self, width: int, temperature: float) -> int:
         """Candidates for each row."""
@@ -281,7 +294,7 @@ class Decoder:
     def _begin_samples(self, search: _Search, candidates: Candidates) -> None:
         """As many hypotheses as there were draws, all from the same prompt."""
         root = search.live[0]
-        search.live = [_Hypothesis(blocks=self._pool.share(root.blocks)) for _ in range(len(candidates[0]))]
+        search.live = [replace(root, blocks=self._pool.share(root.blocks)) for _ in range(len(candidates[0]))]
         self._pool.give(root.blocks)
         self._extend_samples(search, candidates)
 
@@ -327,6 +340,11 @@ class Decoder:
         length = max(1, len(self._without_end(hypothesis)))
         alpha = self._settings.length_penalty
         return float(length) if alpha is None else float(((5 + length) / 6) ** alpha)
+
+
+def _given(request: Request) -> tuple[int, ...]:
+    """All tokens before the first that is chosen."""
+    return (*request.prompt, *request.said)
 
 
 def _draw(tokens: Int32Array, scores: Float32Array, drawn: Float64Array, temperature: float) -> Candidates:
