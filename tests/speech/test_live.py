@@ -197,7 +197,7 @@ class DoubtfulTranscriber(CodeTranscriber):
     def transcribe(self, source: np.ndarray, settings: TranscriptionSettings) -> Transcript:
         transcript = super().transcribe(source, settings)
         changed = [
-            replace(word, probability=0.24 if word.text[2:].isdigit() and int(word.text[2:]) % 4 == 0 else 0.99)
+            replace(word, probability=0.27 if word.text[2:].isdigit() and int(word.text[2:]) % 4 == 0 else 0.99)
             for segment in transcript.segments
             for word in segment.words
         ]
