@@ -59,8 +59,8 @@ def listen_command(stdin_pcm: bool, rate: int, device: str | None, as_json: bool
     """Turn speech into text while it is spoken: from the microphone, or with --stdin-pcm from a pipe.
 
     Text that may still change is shown dimmed; it becomes firm when three hypotheses in a row agree on it and it is
-    probable, or after 2.5 s. In a pipe only firm text is written. With --diarize text is firm when it is known who
-    speaks, some two seconds later. Ctrl-C ends it.
+    probable, or after 6 s, or when nobody has spoken for 3 s. In a pipe only firm text is written. With --diarize text
+    is firm when it is known who speaks, some two seconds later. Ctrl-C ends it.
     """
     settings, wishes = given_transcription({}, LIVE_VOICE_ACTIVITY), given_speakers()
     if stdin_pcm and sys.stdin is None:

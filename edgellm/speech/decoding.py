@@ -32,19 +32,16 @@ class Request:
         prompt: all tokens before the transcript's first.
         start: place of the token in the prompt that begins the transcript.
         goes_on: the timestamp up to which there is speech, if that is known; see `TimestampRules.row`.
-        prefix: tokens that the transcript begins with, given and not chosen; they stand in the result.
+        said: tokens that the transcript begins with, known and not chosen; they stand in the result.
+        said_score: log-probability of these; None: they were given, and their number does not count either.
     """
 
     source: int
     prompt: tuple[int, ...]
     start: int
     goes_on: int = 0
-    prefix: tuple[int, ...] = ()
-
-    @property
-    def rows(self) -> int:
-        """Tokens to read before the first is chosen."""
-        return len(self.prompt) + len(self.prefix)
+    said: tuple[int, ...] = ()
+    said_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,8 +120,7 @@ class Decoder:
     def decode(self, requests: Sequence[Request], temperature: float) -> list[Decoded]:
         """Decode windows side by side: by beam search at temperature 0, else by samples."""
         width = self._settings.beam_size if temperature == 0 else self._settings.best_of
-        seed = self._settings.seed
-        searches = [_Search(request, [self._beginning(request)], np.random.default_rng(seed)) for request in requests]
+        searches = [self._begun(request) for request in requests]
         try:
             for first in range(0, len(searches), _MOST_OUTPUTS // 2):
                 self._prefill(searches[first : first + _MOST_OUTPUTS // 2], width, temperature)
@@ -140,20 +136,20 @@ class Decoder:
         """What finds the times of words in the same windows."""
         return Aligner(self._executor, self._pool, self._tokens, heads)
 
-    def _beginning(self, request: Request) -> _Hypothesis:
-        """What is said before anything is chosen: nothing, or a prefix, of which nothing is in doubt."""
-        said = list(request.prefix)
-        stamp = max((token for token in said if token >= self._tokens.timestamps), default=-1)
-        return _Hypothesis(said, 0.0, stamp, [0.0] * len(said))
-
     # -- steps --------------------------------------------------------------------------------------------------
+
+    def _begun(self, request: Request) -> _Search:
+        said, score = list(request.said), request.said_score or 0.0
+        stamps = [token for token in said if token >= self._tokens.timestamps]
+        root = _Hypothesis(said, score, max(stamps, default=-1), [score / max(1, len(said))] * len(said))
+        return _Search(request, [root], np.random.default_rng(self._settings.seed))
 
     def _prefill(self, searches: Sequence[_Search], width: int, temperature: float) -> None:
         """Read the prompts, as many windows at once as a step has rows for, and begin the searches."""
         group: list[_Search] = []
         for search in searches:
-            rows = sum(other.request.rows for other in group)
-            if group and rows + search.request.rows > self._executor.max_rows:
+            rows = sum(len(_given(other.request)) for other in group)
+            if group and rows + len(_given(search.request)) > self._executor.max_rows:
                 self._read_prompts(group, width, temperature)
                 group = []
             group.append(search)
@@ -166,21 +162,20 @@ class Decoder:
         last: list[int] = []
         start: list[int] = []
         for number, search in enumerate(searches):
-            request, blocks = search.request, search.live[0].blocks
+            request, given, blocks = search.request, _given(search.request), search.live[0].blocks
             start.append(len(ids) + request.start)
-            ids += [*request.prompt, *request.prefix]
-            positions += range(request.rows)
-            sequences += [number] * request.rows
+            ids += given
+            positions += range(len(given))
+            sequences += [number] * len(given)
             last.append(len(ids) - 1)
-            self._pool.writable(blocks, request.rows - 1)
+            self._pool.writable(blocks, len(given) - 1)
         lists = [search.live[0].blocks for search in searches]
         sources = np.array([search.request.source for search in searches], np.int32)
         batch = Batch(
             np.array(ids, np.int32), np.array(positions, np.int32), np.array(sequences, np.int32), tables(lists),
             np.array([*last, *start], np.int32), sources=sources[sequences],
         )  # fmt: skip
-        roots = [search.live[0] for search in searches]
-        rules = np.array([self._rules.row(root.said, root.last_timestamp) for root in roots], np.int32)
+        rules = self._rows([(search, search.live[0]) for search in searches])
         count = len(searches)
         found, scores = self._executor.choose(batch, np.concatenate([rules, rules]), self._wanted(width, temperature))
         candidates = found[:count], scores[:count]
@@ -213,9 +208,7 @@ class Decoder:
             np.array(ids, np.int32), np.array(positions, np.int32), rows,
             tables([hypothesis.blocks for _, hypothesis in live]), rows, sources=np.array(sources, np.int32),
         )  # fmt: skip
-        rules = np.array(
-            [self._rules.row(hyp.said, hyp.last_timestamp, search.request.goes_on) for search, hyp in live], np.int32
-        )
+        rules = self._rows(live)
         if self._guarded:
             said = [hypothesis.said for _, hypothesis in live]
             found, scores = self._choose_here(self._executor.step(batch), rules, said, self._wanted(width, temperature))
@@ -232,6 +225,11 @@ class Decoder:
                 self._extend(search, (found[part], scores[part]), width)
             else:
                 self._extend_samples(search, (found[part], scores[part]))
+
+    def _rows(self, hypotheses: Sequence[tuple[_Search, _Hypothesis]]) -> Int32Array:
+        """The rules for the next token of each."""
+        rows = [self._rules.row(one.said, one.last_timestamp, search.request.goes_on) for search, one in hypotheses]
+        return np.array(rows, np.int32)
 
     def _wanted(self, width: int, temperature: float) -> int:
         """Candidates for each row."""
@@ -326,7 +324,7 @@ class Decoder:
             finished += sorted(search.live, key=lambda hypothesis: -hypothesis.score)[: width - len(finished)]
         if not finished:
             return Decoded((), -math.inf, search.no_speech_probability, temperature)
-        given = len(search.request.prefix)
+        given = len(search.request.said) if search.request.said_score is None else 0
         best_one = max(finished, key=lambda hypothesis: hypothesis.score / self._length_factor(hypothesis, given))
         said = self._without_end(best_one)
         return Decoded(
@@ -342,6 +340,11 @@ class Decoder:
         length = max(1, len(self._without_end(hypothesis)) - given)
         alpha = self._settings.length_penalty
         return float(length) if alpha is None else float(((5 + length) / 6) ** alpha)
+
+
+def _given(request: Request) -> tuple[int, ...]:
+    """All tokens before the first that is chosen."""
+    return (*request.prompt, *request.said)
 
 
 def _draw(tokens: Int32Array, scores: Float32Array, drawn: Float64Array, temperature: float) -> Candidates:

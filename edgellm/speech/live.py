@@ -26,6 +26,7 @@ from edgellm.speech.packing import Window
 from edgellm.speech.results import Segment, Transcript, Word
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityModel, VoiceActivitySettings
+from edgellm.speech.windows import Beginning
 
 Samples = npt.NDArray[np.float32]
 
@@ -39,6 +40,10 @@ _LAST = 5 * SAMPLE_RATE
 """What is kept of speech without words that has become too long."""
 _REMEMBERED = 60 * SAMPLE_RATE
 """For so long it is known when sound came in: words are firm by then."""
+_SEARCHED = 8.0
+"""Seconds of sound whose words a hypothesis looks for; those before are the last one's. Utterances are heard whole."""
+_TEMPERATURES = 2
+"""That are tried on an utterance: all of them would take seconds."""
 _LATELY = 40
 """Words of which it counts how long they took."""
 _FEW = 8
@@ -53,7 +58,9 @@ class CanTranscribe(Protocol):
 
     def transcribe(self, source: Samples, settings: TranscriptionSettings) -> Transcript: ...
 
-    def transcribe_window(self, window: Window, settings: TranscriptionSettings, cut_off: bool) -> list[Segment]: ...
+    def transcribe_window(
+        self, window: Window, settings: TranscriptionSettings, known: Beginning | None, cut_off: bool
+    ) -> list[Segment]: ...
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,8 @@ class LiveSettings:
     step: float = 0.4
     margin: float = 0.2
     hypotheses: int = 3
-    sure: float = 0.25
-    patience: float = 8.0
+    sure: float = 0.3
+    patience: float = 6.0
     silence: float = 3.0
     delay: float = 1.8
     longest: float = 30.0
@@ -149,6 +156,8 @@ class LiveTranscription:
         self._agreement = Agreement(self._live.hypotheses, self._live.sure)
         self._settled: list[Word] = []
         """What the last thorough pass said."""
+        self._said: list[Segment] = []
+        """What the last hypothesis said of the window as it is."""
         self._ends: deque[float] = deque()
         """Seconds at which utterances ended of which words may still change."""
         self._said_until = 0.0
@@ -258,6 +267,7 @@ class LiveTranscription:
     def _cancel(self) -> Iterator[LiveUpdate]:
         """It was no utterance: what was said before it is left."""
         self._window.cancel()
+        self._said = []
         self._agreement.restore(self._settled)
         yield from self._news([])
         partial = self._agreement.partial
@@ -308,7 +318,7 @@ class LiveTranscription:
 
     def _forget(self, sample: int) -> None:
         """Firm words before that sample are not looked for any more in what is heard."""
-        self._settled = []
+        self._settled, self._said = [], []
         dropped = self._agreement.drop_before(sample / SAMPLE_RATE)
         self._prompt = (self._prompt + "".join(word.text for word in dropped))[-_PROMPT_CHARACTERS:]
 
@@ -321,12 +331,22 @@ class LiveTranscription:
         """
         self._heard = end
         settings = replace(self._settings, language=self._language)
-        if going_on:
-            settings = replace(settings, temperature=settings.temperature[:1])
+        tried = settings.temperature[: 1 if going_on else _TEMPERATURES]
+        settings = replace(settings, temperature=tried, best_of=1)
         if self._prompt and settings.condition_on_previous_text:
             settings = replace(settings, initial_prompt=self._prompt)
-        segments = self._transcriber.transcribe_window(self._window.packed(end), settings, going_on)
-        return [word for segment in segments for word in segment.words or _guessed(segment)]
+        known = self._known(end / SAMPLE_RATE - _SEARCHED) if going_on else None
+        self._said = self._transcriber.transcribe_window(self._window.packed(end), settings, known, going_on)
+        return self._words()
+
+    def _words(self) -> list[Word]:
+        """Those of the last hypothesis."""
+        return [word for segment in self._said for word in segment.words or _guessed(segment)]
+
+    def _known(self, until: float) -> Beginning | None:
+        """What the last hypothesis said up to that second."""
+        count = sum(1 for _ in takewhile(lambda word: word.end < until, self._words()))
+        return Beginning(tuple(self._said), count) if count else None
 
     def _firm_end(self, agreement: Agreement) -> float | None:
         """Where firm words end in an utterance that has become too long: of a sentence if there is one."""

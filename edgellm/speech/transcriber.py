@@ -22,7 +22,7 @@ from edgellm.speech.results import Segment, SegmentStream, Transcript, Transcrip
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.tracks import PackedTrack, StreamTrack, Track
 from edgellm.speech.voice_activity import VoiceActivityDetector, VoiceActivityModel
-from edgellm.speech.windows import Clock, Running, WindowDecoder, transcribe_tracks
+from edgellm.speech.windows import Beginning, Clock, Running, WindowDecoder, transcribe_tracks
 
 Samples = npt.NDArray[np.float32]
 
@@ -92,13 +92,14 @@ class Transcriber:
         return SegmentStream(self._run(source, settings or TranscriptionSettings(), sample_rate, heard))
 
     def transcribe_window(
-        self, window: Window, settings: TranscriptionSettings, cut_off: bool = False
+        self, window: Window, settings: TranscriptionSettings, known: Beginning | None = None, cut_off: bool = False
     ) -> list[Segment]:
         """What is said in a window that was packed with speech, as in one of a file.
 
         Args:
             window: with its place in the sound.
             settings: how to transcribe; those of voice activity do not count.
+            known: what it is known to begin with.
             cut_off: somebody is speaking at its end.
         """
         if self.model.closed:
@@ -108,7 +109,7 @@ class Transcriber:
         decoder = WindowDecoder(
             self.model, settings, language, settings.condition_on_previous_text is not False, Clock()
         )
-        running = Running(track, decoder.history(first=True), True)
+        running = Running(track, decoder.history(first=True), True, known)
         while not running.done:
             decoder.advance([running])
         return [replace(segment, id=number) for number, segment in enumerate(running.ready)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgellm.audio import SAMPLE_RATE
@@ -48,6 +48,34 @@ class History:
     begins: int = 0
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What a track is known to begin with: so many words of these segments of an earlier look at it."""
+
+    segments: tuple[Segment, ...]
+    words: int
+
+    def tokens(self, text: Callable[[Sequence[int]], str]) -> tuple[int, ...]:
+        """Of the words, with the timestamps before them; signs behind the last one may still change.
+
+        Args:
+            text: of tokens.
+        """
+        left, found = self.words, []
+        for segment in self.segments:
+            if segment.seek != self.segments[0].seek or not segment.words:
+                break
+            length = len("".join(word.text for word in segment.words[:left]))
+            end = next((end for end in range(len(segment.tokens)) if len(text(segment.tokens[:end])) >= length), None)
+            found += segment.tokens[: end if left <= len(segment.words) else None]
+            left -= len(segment.words)
+            if left <= 0:
+                break
+        while found and not any(map(str.isalnum, text(found[-1:]))):
+            found.pop()
+        return tuple(found)
+
+
 @dataclass
 class Running:
     """A track that is being transcribed; ``seek`` and ``spoken_until`` are seconds within it."""
@@ -56,6 +84,7 @@ class Running:
     history: History
     first: bool
     """Whether it is the sound's first."""
+    known: Beginning | None = None
     seek: float = 0.0
     spoken_until: float = 0.0
     done: bool = False
@@ -163,7 +192,12 @@ class WindowDecoder:
         goes_on = 0
         if running.track.full:
             goes_on = self._tokens.timestamps + math.ceil((heard.spoken - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
-        return Request(heard.window, tuple(prompt), start, goes_on, tuple(prefix))
+        known = running.known
+        if known is None or running.seek > 0:
+            return Request(heard.window, tuple(prompt), start, goes_on, tuple(prefix))
+        said = known.tokens(self._tokens.text)
+        score = known.segments[0].average_log_probability * len(said)
+        return Request(heard.window, tuple(prompt), start, goes_on, said, score)
 
     def _decode(self, requests: Sequence[Request]) -> list[Decoded]:
         """Decode at the first temperature; what fails, at the next ones. Where all fail, the likeliest is taken."""

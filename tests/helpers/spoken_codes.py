@@ -10,6 +10,7 @@ import numpy as np
 from edgellm.speech.packing import Window
 from edgellm.speech.results import Segment, Transcript, Word
 from edgellm.speech.settings import TranscriptionSettings
+from edgellm.speech.windows import Beginning
 
 WORD_SAMPLES = 4800
 GAP_SAMPLES = 1600
@@ -36,12 +37,14 @@ class CodeTranscriber:
     Attributes:
         lengths: seconds of each sound it was given.
         settings: those it was given.
+        known: what each window was known to begin with.
         cut_off: of each window, whether somebody was speaking at its end.
     """
 
     def __init__(self) -> None:
         self.lengths: list[float] = []
         self.settings: list[TranscriptionSettings] = []
+        self.known: list[Beginning | None] = []
         self.cut_off: list[bool] = []
 
     def transcribe(self, source: np.ndarray, settings: TranscriptionSettings) -> Transcript:
@@ -52,7 +55,10 @@ class CodeTranscriber:
         segments = (Segment(0, words[0].start, words[-1].end, text, words=words),) if words else ()
         return Transcript(segments, "en", duration=len(source) / 16_000)
 
-    def transcribe_window(self, window: Window, settings: TranscriptionSettings, cut_off: bool) -> list[Segment]:
+    def transcribe_window(
+        self, window: Window, settings: TranscriptionSettings, known: Beginning | None, cut_off: bool
+    ) -> list[Segment]:
+        self.known.append(known)
         self.cut_off.append(cut_off)
         found = []
         for segment in self.transcribe(window.samples, settings).segments:

@@ -19,12 +19,14 @@ from edgellm.llm import LLM
 from edgellm.speech.alignment import TimedWord, fit_to_segment, merge_punctuation, shorten
 from edgellm.speech.decoding import Request
 from edgellm.speech.model import WhisperModel
+from edgellm.speech.results import Segment, Word
 from edgellm.speech.rules import NOT_THE_END, TimestampRules, guard_against_repetition
 from edgellm.speech.segmentation import REST_SECONDS, compression_ratio, split
 from edgellm.speech.sequences import BlockPool
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.tracks import StreamTrack
 from edgellm.speech.transcriber import Transcriber
+from edgellm.speech.windows import Beginning
 
 END, START, T0, SIZE = 50256, 50257, 50363, 51864
 
@@ -98,7 +100,7 @@ def test_what_would_be_said_anyway_changes_nothing_as_a_prefix(model: WhisperMod
     decoder = model.decoder(TranscriptionSettings(beam_size=1, batch_size=2))
     plain = decoder.decode([Request(0, (START,), 0)], 0.0)[0]
     assert len(plain.tokens) > 5
-    prefixed = Request(0, (START,), 0, prefix=plain.tokens[:given])
+    prefixed = Request(0, (START,), 0, said=plain.tokens[:given])
     other = Request(1, (START,), 0)
     found, beside = decoder.decode([prefixed, other], 0.0)
     assert found.tokens == plain.tokens
@@ -310,3 +312,42 @@ def test_settings_in_other_words() -> None:
     assert TranscriptionSettings(language="Castilian").language == "es"
     assert TranscriptionSettings(temperature=0).temperature == (0.0,)  # type: ignore[arg-type]
     assert TranscriptionSettings(clip_timestamps=(1, 2, 5)).clips == ((1.0, 2.0), (5.0, None))
+
+
+def test_a_beginning_that_is_known_is_kept(model: WhisperModel) -> None:
+    """And what follows it is what follows it without being told; all blocks are given back."""
+    encoded(model, 2)
+    for beams in (1, 3):
+        decoder = model.decoder(TranscriptionSettings(beam_size=beams, batch_size=2))
+        before = len(decoder._pool._free)
+        free = decoder.decode([Request(0, (START,), 0), Request(1, (START,), 0)], 0.0)
+        said = free[1].tokens[:4]
+        score = sum(free[1].log_probabilities[:4])
+        told = decoder.decode([Request(0, (START,), 0), Request(1, (START,), 0, said=said, said_score=score)], 0.0)
+        assert told[0].tokens == free[0].tokens
+        assert told[1].tokens[:4] == said
+        if beams == 1:
+            assert told[1].tokens == free[1].tokens
+            assert told[1].average_log_probability == pytest.approx(free[1].average_log_probability, abs=1e-3)
+        drawn = decoder.decode([Request(1, (START,), 0, said=said)], 0.7)[0]
+        assert drawn.tokens[:4] == said
+        assert len(decoder._pool._free) == before
+
+
+def test_the_tokens_of_words_that_are_known() -> None:
+    letters = {1: " one", 2: " two", 3: ",", 4: " three", 5: "ee"}
+
+    def text(tokens: Any) -> str:
+        return "".join(letters.get(token, "") for token in tokens)
+
+    first = Segment(
+        0, 0, 2, " one two,", (T0, 1, 2, 3, T0 + 100), words=(Word(0, 1, " one", 1), Word(1, 2, " two,", 1))
+    )
+    last = Segment(1, 2, 3, " threeee", (T0 + 100, 4, 5, T0 + 150), words=(Word(2, 3, " threeee", 1),))
+    known = [Beginning((first, last), count).tokens(text) for count in range(5)]
+    assert known[0] == ()
+    assert known[1] == (T0, 1)
+    assert known[2] == (T0, 1, 2)  # the sign behind it may still change
+    assert known[3] == known[4] == (T0, 1, 2, 3, T0 + 100, T0 + 100, 4, 5)
+    elsewhere = Segment(1, 2, 3, " threeee", (T0, 4, 5, T0 + 50), words=last.words, seek=200)
+    assert Beginning((first, elsewhere), 3).tokens(text) == (T0, 1, 2)
