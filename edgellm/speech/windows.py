@@ -61,7 +61,8 @@ class Beginning:
         Args:
             text: of tokens.
         """
-        left, found = self.words, []
+        left = self.words
+        found: list[int] = []
         for segment in self.segments:
             if segment.seek != self.segments[0].seek or not segment.words:
                 break
@@ -192,7 +193,8 @@ class WindowDecoder:
         goes_on = 0
         if running.track.full:
             goes_on = self._tokens.timestamps + math.ceil((heard.spoken - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
-        known, said, score = running.known, (), 0.0
+        known, score = running.known, 0.0
+        said: tuple[int, ...] = ()
         if known is not None and running.seek == 0:
             said = known.tokens(self._tokens.text)
             score = known.segments[0].average_log_probability * len(said)
