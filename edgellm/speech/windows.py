@@ -61,7 +61,8 @@ class Beginning:
         Args:
             text: of tokens.
         """
-        left, found = self.words, []
+        left = self.words
+        found: list[int] = []
         for segment in self.segments:
             if segment.seek != self.segments[0].seek or not segment.words:
                 break
