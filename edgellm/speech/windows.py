@@ -194,9 +194,10 @@ class WindowDecoder:
         if running.track.full:
             goes_on = self._tokens.timestamps + math.ceil((heard.spoken - REST_SECONDS) / SECONDS_PER_TIMESTAMP)
         known = running.known
-        if known is None or running.seek > 0:
+        said = () if known is None or running.seek > 0 else known.tokens(self._tokens.text)
+        # What was said after a shorter prompt may be too long after this one: then all of it is searched for again.
+        if known is None or not said or len(prompt) + len(said) >= self._model.graphs.decoder.context_length:
             return Request(heard.window, tuple(prompt), start, goes_on, tuple(prefix))
-        said = known.tokens(self._tokens.text)
         score = known.segments[0].average_log_probability * len(said)
         return Request(heard.window, tuple(prompt), start, goes_on, said, score)
 

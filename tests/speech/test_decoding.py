@@ -19,11 +19,13 @@ from edgellm.llm import LLM
 from edgellm.speech.alignment import TimedWord, fit_to_segment, merge_punctuation, shorten
 from edgellm.speech.decoding import Request
 from edgellm.speech.model import WhisperModel
+from edgellm.speech.packing import TimeMap, Window
 from edgellm.speech.results import Segment, Word
 from edgellm.speech.rules import NOT_THE_END, TimestampRules, guard_against_repetition
 from edgellm.speech.segmentation import REST_SECONDS, compression_ratio, split
 from edgellm.speech.sequences import BlockPool
 from edgellm.speech.settings import TranscriptionSettings
+from edgellm.speech.stretches import Stretch
 from edgellm.speech.tracks import StreamTrack
 from edgellm.speech.transcriber import Transcriber
 from edgellm.speech.windows import Beginning
@@ -351,3 +353,17 @@ def test_the_tokens_of_words_that_are_known() -> None:
     assert known[3] == known[4] == (T0, 1, 2, 3, T0 + 100, T0 + 100, 4, 5)
     elsewhere = Segment(1, 2, 3, " threeee", (T0, 4, 5, T0 + 50), words=last.words, seek=200)
     assert Beginning((first, elsewhere), 3).tokens(text) == (T0, 1, 2)
+
+
+@pytest.mark.parametrize("length", [1, 3, 500])
+def test_a_beginning_of_any_length_fits(path: Path, length: int) -> None:
+    """One that is longer than what the model can read is searched for again."""
+    with Transcriber.load(path) as transcriber:
+        tokens = (T0, *transcriber.model.tokens.encode(" a")[-1:] * length)
+        text = transcriber.model.tokens.text(tokens)
+        assert text.replace(" ", "").isalnum()
+        known = Beginning((Segment(0, 0, 2, text, tokens, words=(Word(0, 1, text, 1),)),), 1)
+        window = Window(np.zeros(16_000, np.float32), TimeMap([Stretch(0, 16_000)]))
+        settings = TranscriptionSettings(language="en", beam_size=2, temperature=(0.0,), logprob_threshold=None)
+        found = transcriber.transcribe_window(window, settings, known, cut_off=True)
+    assert sum(len(segment.tokens) for segment in found) <= 448
