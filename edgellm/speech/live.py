@@ -147,10 +147,9 @@ class LiveTranscription:
         self._transcriber, self._clock = transcriber, clock
         self._live = live or LiveSettings()
         activity = settings.vad_parameters
-        half_pause = activity.min_silence_duration_ms // 2
-        self._detector = VoiceActivityDetector(
-            voice_activity, replace(activity, speech_pad_ms=min(activity.speech_pad_ms, half_pause))
-        )
+        padding = min(activity.speech_pad_ms, activity.min_silence_duration_ms // 2)
+        self._padding = padding * SAMPLE_RATE // 1000
+        self._detector = VoiceActivityDetector(voice_activity, replace(activity, speech_pad_ms=padding))
         self._settings = replace(settings, vad_filter=False, word_timestamps=True, clip_timestamps=())
         self._window = LiveWindow(round(self._live.longest * SAMPLE_RATE))
         self._agreement = Agreement(self._live.hypotheses, self._live.sure)
@@ -236,8 +235,12 @@ class LiveTranscription:
         due = end - self._heard >= self._live.step * SAMPLE_RATE and window.spoken >= _SHORTEST
         if not due or (more_waiting and not full):
             return
-        firm = self._make_room()
+        surely = min(end, self._detector.silent_since + self._padding)
+        firm = self._make_room(surely)
+        if not window.has_room(end):
+            end = surely
         words = self._hypothesis(end, going_on=True)
+        self._heard = window.end
         heard = end / SAMPLE_RATE - self._live.margin
         firm += agreement.update(words, heard, self._waited_until(), hurried=self._is_late())
         if full and not self._firm_end(agreement):  # nothing to let go of: agreement is waited for no longer
@@ -256,7 +259,7 @@ class LiveTranscription:
         if end is None or end <= window.speaking_since:
             yield from self._cancel()
             return
-        firm = self._make_room()
+        firm = self._make_room(end)
         self._settled = self._hypothesis(end, going_on=False)
         window.close(end)
         self._said_until = end / SAMPLE_RATE
@@ -307,9 +310,14 @@ class LiveTranscription:
             yield LiveUpdate("partial", tuple(partial))
         self._shown = self._shown or bool(firm or partial)
 
-    def _make_room(self) -> list[Word]:
-        """Let go of utterances that are over if need be; returns what became firm by that."""
-        if not self._window.make_room():
+    def _make_room(self, end: int) -> list[Word]:
+        """Let go of utterances that are over if need be; returns what became firm by that.
+
+        Args:
+            end: of what is surely said in the utterance that goes on. Silence behind it may turn out to be a pause,
+                for which there need be no room in a window, as there need not in a file's.
+        """
+        if not self._window.make_room(end):
             return []
         firm, settled = self._agreement.firm, self._settled
         left = self._agreement.finish(settled) if settled and not (firm and firm[-1].end > settled[-1].end) else []
@@ -329,7 +337,6 @@ class LiveTranscription:
             end: up to which it is heard.
             going_on: somebody is speaking there; else it is heard with all that a file gets.
         """
-        self._heard = end
         settings = replace(self._settings, language=self._language)
         tried = settings.temperature[: 1 if going_on else _TEMPERATURES]
         settings = replace(settings, temperature=tried, best_of=1)

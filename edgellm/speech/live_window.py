@@ -87,9 +87,13 @@ class LiveWindow:
         self._drop(sample)
         self._told = self.speaking_since = self.start
 
-    def make_room(self) -> bool:
-        """Let go of what is over if the utterance that goes on does not fit behind it; returns whether it did not."""
-        if not self._over or len(self._windows(self.end)) == 1:
+    def has_room(self, end: int) -> bool:
+        """Whether the utterance that goes on, heard up to ``end``, fits behind those that are over."""
+        return not self._over or len(self._windows(end)) == 1
+
+    def make_room(self, end: int) -> bool:
+        """Let go of what is over if it leaves no room for the utterance up to ``end``; returns whether it left none."""
+        if self.has_room(end):
             return False
         self._over = []
         if self._pause:  # half of it stays, as in a file's windows

@@ -13,8 +13,11 @@ from spoken_codes import CodeTranscriber, LoudIsSpeech, utter
 
 from edgellm.errors import InvalidSettingError
 from edgellm.speech.live import LIVE_VOICE_ACTIVITY, LiveSettings, LiveTranscription, LiveUpdate
-from edgellm.speech.results import Transcript, Word
+from edgellm.speech.packing import Window, cut_speech, lay_out
+from edgellm.speech.results import Segment, Transcript, Word
 from edgellm.speech.settings import TranscriptionSettings
+from edgellm.speech.voice_activity import VoiceActivityDetector
+from edgellm.speech.windows import Beginning
 
 
 class Talk:
@@ -144,6 +147,38 @@ def test_the_last_hypothesis_is_that_of_a_file() -> None:
     assert heard.cut_off == [True] * (len(heard.lengths) - 1) + [False]
     assert [len(given.temperature) for given in heard.settings] == [1] * (len(heard.lengths) - 1) + [2]
     assert all(given.beam_size == 5 and given.word_timestamps for given in heard.settings)
+
+
+class WindowTranscriber(CodeTranscriber):
+    """Keeps the windows of utterances that were over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows: list[Window] = []
+
+    def transcribe_window(
+        self, window: Window, settings: TranscriptionSettings, known: Beginning | None, cut_off: bool
+    ) -> list[Segment]:
+        if not cut_off:
+            self.windows.append(window)
+        return super().transcribe_window(window, settings, known, cut_off)
+
+
+NEARLY_FULL = st.tuples(st.integers(25, 40), st.floats(0.6, 2.6)).map(
+    lambda first: [first, (round((29.2 - 0.4 * first[0] - first[1]) / 0.4), 1.0), (5, 1.0)]
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.6, 2.6)), min_size=3, max_size=8) | NEARLY_FULL)
+def test_utterances_are_heard_at_last_in_the_windows_of_a_file(phrases: list[tuple[int, float]]) -> None:
+    transcriber = WindowTranscriber()
+    sound = np.concatenate([np.zeros(8000, np.float32), *(utter(range(count), rest) for count, rest in phrases)])
+    Talk(transcriber=transcriber).hear(sound)
+    detector = VoiceActivityDetector(LoudIsSpeech(), LIVE_VOICE_ACTIVITY)  # type: ignore[arg-type]
+    heard = {window.time_map.stretches: window.samples for window in transcriber.windows}
+    for window in lay_out(cut_speech([sound], detector)):
+        assert np.array_equal(heard[window.time_map.stretches], window.samples)
 
 
 class UnsureTranscriber(CodeTranscriber):
