@@ -85,7 +85,7 @@ class LiveSettings:
     step: float = 0.4
     margin: float = 0.2
     hypotheses: int = 3
-    sure: float = 0.3
+    sure: float = 0.35
     patience: float = 6.0
     silence: float = 3.0
     delay: float = 1.8
