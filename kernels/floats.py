@@ -5,16 +5,63 @@ The record is that of `edgellm.kernels.matmul`; ``blocks`` counts single columns
 
 from __future__ import annotations
 
+from llvmlite import ir
+from numba.core import types
+
+from edgellm.kernels.blocks import MANY_REGISTERS
 from edgellm.kernels.matmul import ROW_BLOCK, store_result, store_tile
 from edgellm.kernels.memory import broadcast_float, get, int64_at, load_bfloats, load_floats, load_halves, prefetch
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.records import MATMUL as F
-from edgellm.kernels.simd import helper, multiply_add, share, splat_float
+from edgellm.kernels.simd import FLOATS, FLOATS_IR, call_named, helper, instruction, multiply_add, share, splat_float, splat_ir
 
 TILE = 4
+# Rows at once where there are many. Four sums wait for their additions half of the time; with more rows than eight,
+# their places in wide inputs would push each other out of the first-level cache, whose sets have eight lines.
+LARGE_TILE = 8 if MANY_REGISTERS else TILE
 
 
 VARIANTS = tuple(sorted(FLOAT_FORMATS))
+
+
+def _column_products(rows):
+    """An instruction: add the products of a column of 16 weights and ``rows`` activations, ``stride`` bytes apart."""
+    tile = types.UniTuple(FLOATS, rows)
+
+    @instruction(tile, tile, FLOATS, types.int64, types.int64)
+    def add_column(builder, results, weight, place, stride):
+        for row in range(rows):
+            value = builder.load(builder.inttoptr(place, ir.PointerType()), align=4, typ=ir.FloatType())
+            total = builder.extract_value(results, row)
+            total = call_named(builder, "llvm.fmuladd.v16f32", FLOATS_IR, [weight, splat_ir(builder, value), total])
+            results = builder.insert_value(results, total, row)
+            place = builder.add(place, stride)
+        return results
+
+    return add_column
+
+
+def _weights_of(name):
+    """What loads 16 weights of a format."""
+    return {"f32": load_floats, "f16": load_halves, "bf16": load_bfloats}[name]
+
+
+def _large_tile_products(name):
+    """Products of a group of 16 weight rows and LARGE_TILE activation rows."""
+    size, load, add_column = FORMATS[name].code_bytes, _weights_of(name), _column_products(LARGE_TILE)
+
+    @helper
+    def many_rows(record, weights, columns, x, output, bias):
+        stride, output_stride = get(record, F.input_stride), get(record, F.output_stride)
+        zero, accumulate = splat_float(0.0), get(record, F.accumulate)
+        tile = (zero, zero, zero, zero, zero, zero, zero, zero)
+        for column in range(columns):
+            tile = add_column(tile, load(weights + column * size), x + 4 * column, stride)
+        store_tile((tile[0], tile[1], tile[2], tile[3]), output, output_stride, bias, accumulate)
+        output += 4 * output_stride
+        store_tile((tile[4], tile[5], tile[6], tile[7]), output, output_stride, bias, accumulate)
+
+    return many_rows
 
 
 def group_products(name):
@@ -22,20 +69,15 @@ def group_products(name):
 
     The address of scales and what follows are not used.
     """
-    size = FORMATS[name].code_bytes
-    load = {"f32": load_floats, "f16": load_halves, "bf16": load_bfloats}[name]
+    size, load, add_column = FORMATS[name].code_bytes, _weights_of(name), _column_products(TILE)
 
     @helper
     def four_rows(record, weights, columns, x, s, output, bias, turn):
-        x_stride = get(record, F.input_stride)
-        a = b = c = d = splat_float(0.0)
+        stride, zero = get(record, F.input_stride), splat_float(0.0)
+        tile = (zero, zero, zero, zero)
         for column in range(columns):
-            weight, place = load(weights + column * size), x + 4 * column
-            a = multiply_add(weight, broadcast_float(place), a)
-            b = multiply_add(weight, broadcast_float(place + x_stride), b)
-            c = multiply_add(weight, broadcast_float(place + 2 * x_stride), c)
-            d = multiply_add(weight, broadcast_float(place + 3 * x_stride), d)
-        store_tile((a, b, c, d), output, get(record, F.output_stride), bias, get(record, F.accumulate))
+            tile = add_column(tile, load(weights + column * size), x + 4 * column, stride)
+        store_tile(tile, output, get(record, F.output_stride), bias, get(record, F.accumulate))
 
     @helper
     def one_row(record, weights, columns, x, s, output, bias, turn):
@@ -61,47 +103,37 @@ def group_products(name):
 def kernel(name):
     """The kernel ``output[row, :] = weights @ input[row]`` for one float format."""
     four_rows, one_row, _ = group_products(name)
+    many_rows = _large_tile_products(name) if LARGE_TILE > TILE else None
+
+    @helper
+    def large_tiles(record, weights, columns, row, stop, output, bias):
+        """Returns the first row that is left."""
+        if many_rows is not None:
+            while row + LARGE_TILE <= stop:
+                place = output + row * get(record, F.output_stride)
+                many_rows(record, weights, columns, get(record, F.input) + row * get(record, F.input_stride), place, bias)
+                row += LARGE_TILE
+        return row
 
     def matmul(record, thread, threads):
-        rows, groups, columns = (
-            int64_at(get(record, F.rows)),
-            get(record, F.groups),
-            get(record, F.blocks),
-        )
-        x, x_stride = get(record, F.input), get(record, F.input_stride)
-        first, end = share(groups, thread, threads)
+        rows, columns = int64_at(get(record, F.rows)), get(record, F.blocks)
+        x, x_stride, output_stride = get(record, F.input), get(record, F.input_stride), get(record, F.output_stride)
+        first, end = share(get(record, F.groups), thread, threads)
         for start in range(0, rows, ROW_BLOCK):
             stop = min(rows, start + ROW_BLOCK)
             for group in range(first, end):
                 weights = get(record, F.weights) + group * get(record, F.group_bytes)
-                output = get(record, F.output) + group * 64
-                bias = get(record, F.bias)
+                output, bias = get(record, F.output) + group * 64, get(record, F.bias)
                 if bias:
                     bias += group * 64
-                row = start
+                row = large_tiles(record, weights, columns, start, stop, output, bias)
                 while row + TILE <= stop:
-                    four_rows(
-                        record,
-                        weights,
-                        columns,
-                        x + row * x_stride,
-                        0,
-                        output + row * get(record, F.output_stride),
-                        bias,
-                        (0, 0),
-                    )
+                    place = output + row * output_stride
+                    four_rows(record, weights, columns, x + row * x_stride, 0, place, bias, (0, 0))
                     row += TILE
                 while row < stop:
-                    one_row(
-                        record,
-                        weights,
-                        columns,
-                        x + row * x_stride,
-                        0,
-                        output + row * get(record, F.output_stride),
-                        bias,
-                        (0, 0),
-                    )
+                    place = output + row * output_stride
+                    one_row(record, weights, columns, x + row * x_stride, 0, place, bias, (0, 0))
                     row += 1
 
     return matmul

@@ -13,7 +13,7 @@ from __future__ import annotations
 from edgellm.kernels import matmul
 from edgellm.kernels.blocks import TILE
 from edgellm.kernels.matmul import store_result, store_tile
-from edgellm.kernels.memory import get, int64_at, load_floats, store_floats
+from edgellm.kernels.memory import get, int64_at, load_floats, prefetch, store_floats
 from edgellm.kernels.packing import FORMATS
 from edgellm.kernels.panels import GROUPS, panel_product, unpacker
 from edgellm.kernels.records import MATMUL_TILES as F
@@ -66,12 +66,31 @@ def _multiply_half(name):
     return multiply
 
 
-def _multiply_groups(name):
+def _ask_for_results(rows_in_half):
+    """``f(record, group, end, row)``: have the lines at hand to which the results of half a tile will go.
+
+    They lie far apart, so that no processor foresees them, and are written all at once: storing waited for them.
+    """
+
+    @helper
+    def ask_for_results(record, group, end, row):
+        stride = get(record, F.output_stride)
+        place = get(record, F.output) + row * stride + 64 * group
+        for _ in range(rows_in_half):
+            prefetch(place)
+            if GROUPS == 2 and group + 1 < end:
+                prefetch(place + 64)
+            place += stride
+
+    return ask_for_results
+
+
+def _multiply_groups(name, rows_in_half):
     """``f(record, group, end, tile, tiles, panels, sums)``: the products of `GROUPS` groups and some tiles.
 
     Where ``end`` leaves but one group, it is multiplied twice, to no avail.
     """
-    unpack, multiply = unpacker(name), _multiply_half(name)
+    unpack, multiply, ask_for_results = unpacker(name), _multiply_half(name), _ask_for_results(rows_in_half)
     values = FORMATS[name].values
     pieces_of_block, blocks_of_panel = values // 32, max(PIECES * 32 // values, 1)
 
@@ -86,6 +105,8 @@ def _multiply_groups(name):
                 weights = get(record, F.weights) + min(group + number, end - 1) * get(record, F.group_bytes)
                 unpack(weights, first, stop, panels + number * PANEL_BYTES)
             for half in range(2 * tiles):
+                if first == 0:
+                    ask_for_results(record, group, end, (2 * tile + half) * rows_in_half)
                 piece, row = x + (half >> 1) * tile_bytes, TILE * (half & 1)
                 place = sums + half * _HALF
                 multiply(panels, (stop - first) * pieces_of_block, piece + 32 * row, piece + SCALES + 4 * row, place)
@@ -115,7 +136,7 @@ def kernel(variant):
     """
     name, _, fine = variant.partition("_")
     rows_in_tile = rows_of_tile(bool(fine))
-    multiply_groups, finish = _multiply_groups(name), _finish_fine if fine else _finish
+    multiply_groups, finish = _multiply_groups(name, rows_in_tile // 2), _finish_fine if fine else _finish
 
     @helper
     def results(record, group, end, tile, tiles, sums):

@@ -211,11 +211,12 @@ def _score_one(record, scratch, place, stride):
 
 @helper
 def _softmax(scores, count):
-    """Scores to weights relative to the largest; returns 1 / their sum."""
-    peaks = splat_float(_MASKED)
-    for key in range(0, count, 16):
-        peaks = maximum(load_floats(scores + 4 * key), peaks)
-    peak = splat_float(max_lanes(peaks))
+    """Scores, a multiple of GROUP of them, to weights relative to the largest; returns 1 / their sum."""
+    low = high = splat_float(_MASKED)  # two, as each comparison waits for the one before
+    for key in range(0, count, GROUP):
+        low = maximum(load_floats(scores + 4 * key), low)
+        high = maximum(load_floats(scores + 4 * key + 64), high)
+    peak = splat_float(max_lanes(maximum(low, high)))
     total = splat_float(0.0)
     for key in range(0, count, 16):
         weights = exponential(load_floats(scores + 4 * key) - peak)
