@@ -15,9 +15,9 @@ FEWEST_ROWS = 9  # of steps for which tiles pay: the last one is filled up with 
 PIECE_BYTES = 384
 SCALES = 32 * ROWS  # where the scales of the first row stand in a piece, and how far the next kind is from them
 KIND = 4 * ROWS
-CACHED_BYTES = 512 << 10  # of activations that stay in the second-level cache while all weights pass
+CACHED_BYTES = 400 << 10  # of activations that stay in the second-level cache while all weights pass, roughly
 # What is multiplied at a time, see `edgellm.kernels.matmul_tiles`:
-TILES = 8  # or fewer,
+TILES = 16  # or fewer: with eight, unpacking took a twentieth more,
 PIECES = 8  # or fewer at the end of a row: of panels of unpacked weights,
 GROUPS = 2  # or one, where a processor has few registers,
 PANEL_PIECE = 12 * 64  # bytes of the longest piece of a panel
