@@ -13,7 +13,17 @@ from edgellm.kernels.matmul import ROW_BLOCK, store_result, store_tile
 from edgellm.kernels.memory import broadcast_float, get, int64_at, load_bfloats, load_floats, load_halves, prefetch
 from edgellm.kernels.packing import FLOAT_FORMATS, FORMATS
 from edgellm.kernels.records import MATMUL as F
-from edgellm.kernels.simd import FLOATS, FLOATS_IR, call_named, helper, instruction, multiply_add, share, splat_float, splat_ir
+from edgellm.kernels.simd import (
+    FLOATS,
+    FLOATS_IR,
+    call_named,
+    helper,
+    instruction,
+    multiply_add,
+    share,
+    splat_float,
+    splat_ir,
+)
 
 TILE = 4
 # Rows at once where there are many. Four sums wait for their additions half of the time; with more rows than eight,
@@ -108,10 +118,11 @@ def kernel(name):
     @helper
     def large_tiles(record, weights, columns, row, stop, output, bias):
         """Returns the first row that is left."""
+        stride = get(record, F.output_stride)
         if many_rows is not None:
             while row + LARGE_TILE <= stop:
-                place = output + row * get(record, F.output_stride)
-                many_rows(record, weights, columns, get(record, F.input) + row * get(record, F.input_stride), place, bias)
+                x, place = get(record, F.input) + row * get(record, F.input_stride), output + row * stride
+                many_rows(record, weights, columns, x, place, bias)
                 row += LARGE_TILE
         return row
 
