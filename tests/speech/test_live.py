@@ -243,7 +243,7 @@ class DoubtfulTranscriber(CodeTranscriber):
 
 def test_where_many_words_wait_fewer_have_to() -> None:
     def median(delay: float) -> float:
-        talk = Talk(LiveSettings(delay=delay, patience=8.0), transcriber=DoubtfulTranscriber())
+        talk = Talk(LiveSettings(sure=0.3, delay=delay, patience=8.0), transcriber=DoubtfulTranscriber())
         updates = talk.hear(utter(range(120), silence=0.2))
         assert firm(updates) == [f"w{code}" for code in range(120)]
         return float(np.median([delay for update in updates for delay in update.delays]))
