@@ -1,7 +1,7 @@
 """Products of quantized weights and many rows of activations, eight at a time.
 
 What `edgellm.kernels.matmul` does for a few rows, for tiles of activations (see `tile_layout`). 256 columns of two
-groups of weights are unpacked to panels (see `panels`), which stay in the first-level cache while up to eight tiles
+groups of weights are unpacked to panels (see `panels`), which stay in the first-level cache while up to sixteen tiles
 pass; sums wait in memory for the next columns. Whole rows of weights and of a tile do not fit that cache, and unpacking
 them for every tile took up to half of the time.
 
