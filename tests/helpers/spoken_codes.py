@@ -10,6 +10,7 @@ import numpy as np
 from edgellm.speech.packing import Window
 from edgellm.speech.results import Segment, Transcript, Word
 from edgellm.speech.settings import TranscriptionSettings
+from edgellm.speech.voice_activity import VoiceActivityModel
 from edgellm.speech.windows import Beginning
 
 WORD_SAMPLES = 4800
@@ -24,10 +25,15 @@ def utter(codes: Sequence[int], silence: float = 1.0) -> np.ndarray:
     return np.concatenate([*parts, np.zeros(round(silence * 16_000))]).astype(np.float32)
 
 
-class LoudIsSpeech:
-    """Stands for the voice activity model."""
+class LoudIsSpeech(VoiceActivityModel):
+    """Stands for the voice activity model, and needs no file."""
 
-    def run(self, frames: np.ndarray, hidden: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, ...]:
+    def __init__(self) -> None:
+        pass
+
+    def run(
+        self, frames: np.ndarray, hidden: np.ndarray, cell: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return (np.abs(frames[:, 64:]).max(axis=1) > 0.5).astype(np.float32), hidden, cell
 
 

@@ -29,7 +29,7 @@ class Talk:
         self.transcriber = transcriber or CodeTranscriber()
         chosen = TranscriptionSettings(vad_parameters=LIVE_VOICE_ACTIVITY, language="en", **changes)  # type: ignore[arg-type]
         self.now = 0.0
-        self.live = LiveTranscription(self.transcriber, LoudIsSpeech(), chosen, live, lambda: self.now)  # type: ignore[arg-type]
+        self.live = LiveTranscription(self.transcriber, LoudIsSpeech(), chosen, live, lambda: self.now)
 
     def hear(self, sound: np.ndarray, size: int = 800) -> list[LiveUpdate]:
         return list(self._hear(sound, size))
@@ -175,7 +175,7 @@ def test_utterances_are_heard_at_last_in_the_windows_of_a_file(phrases: list[tup
     transcriber = WindowTranscriber()
     sound = np.concatenate([np.zeros(8000, np.float32), *(utter(range(count), rest) for count, rest in phrases)])
     Talk(transcriber=transcriber).hear(sound)
-    detector = VoiceActivityDetector(LoudIsSpeech(), LIVE_VOICE_ACTIVITY)  # type: ignore[arg-type]
+    detector = VoiceActivityDetector(LoudIsSpeech(), LIVE_VOICE_ACTIVITY)
     heard = {window.time_map.stretches: window.samples for window in transcriber.windows}
     for window in lay_out(cut_speech([sound], detector)):
         assert np.array_equal(heard[window.time_map.stretches], window.samples)
