@@ -14,34 +14,41 @@ from itertools import takewhile
 
 from edgellm.speech.results import Word
 
-_HURRIED = 0.8
+_HURRIED = 0.5
 """Of how sure a word must be, where many wait."""
 
 
 class Agreement:
     """The firm words, and those that may still change.
 
-    A word that is not sure is held back, with what follows it, until what was said after it is heard as well.
+    A word that is not sure is held back, with what follows it, until what was said after it is heard as well. What had
+    to wait long is worth waiting for longer: it must be surer.
 
     Args:
         count: of hypotheses in a row that must agree, 2 or more.
         sure: how sure a word must be not to be held back; see `sureness`.
+        surer: how sure a word must be that is overdue; as sure as any other if that is more.
 
     Attributes:
         firm: certain, in order.
         partial: what the last hypothesis says beyond them.
     """
 
-    def __init__(self, count: int = 2, sure: float = 0.0) -> None:
+    def __init__(self, count: int = 2, sure: float = 0.0, surer: float = 0.0) -> None:
         self.firm: list[Word] = []
         self.partial: list[Word] = []
-        self._count, self._sure = count, sure
+        self._count, self._sure, self._surer = count, sure, max(sure, surer)
         self._before = 0
         self._earlier: deque[list[str]] = deque(maxlen=count - 1)
         """What the last hypotheses said beyond the firm words, as it sounds."""
 
     def update(
-        self, hypothesis: Sequence[Word], heard_until: float, waited_until: float = 0.0, hurried: bool = False
+        self,
+        hypothesis: Sequence[Word],
+        heard_until: float,
+        waited_until: float = 0.0,
+        overdue_until: float = 0.0,
+        hurried: bool = False,
     ) -> list[Word]:
         """Take a new hypothesis for the sound that was not dropped; returns the words that became firm.
 
@@ -49,22 +56,23 @@ class Agreement:
             hypothesis: all words of that sound, from its beginning.
             heard_until: second up to which words count as heard whole; a word that ends later may go on.
             waited_until: second up to which words are firm, however unsure or new.
-            hurried: one hypothesis less (but two at least) and four fifths of the sureness are enough.
+            overdue_until: second up to which words are overdue.
+            hurried: words need half of the sureness, overdue ones no more than others.
         """
         rest = self._beyond_firm(hypothesis)
         texts = [plain(word.text) for word in rest]
-        needed = max(1, self._count - 1 - hurried)
         agreed = 0
-        if len(self._earlier) >= needed:
-            agreed = min([len(rest), *(_common(texts, earlier) for earlier in list(self._earlier)[-needed:])])
+        if len(self._earlier) >= self._count - 1:
+            agreed = min([len(rest), *(_common(texts, earlier) for earlier in self._earlier)])
         self._earlier.append(texts)
         agreed = sum(1 for _ in takewhile(lambda word: word.end <= heard_until, rest[:agreed]))
-        sure = self._sure * (_HURRIED if hurried else 1)
-        return self._accept(rest, self._certain(rest, agreed, waited_until, sure))
+        sure, surer = (self._sure * _HURRIED,) * 2 if hurried else (self._sure, self._surer)
+        needed = [surer if word.end <= overdue_until else sure for word in rest[:agreed]]
+        return self._accept(rest, self._certain(rest, needed, waited_until))
 
     def wait(self, waited_until: float) -> list[Word]:
         """Time went by; returns the words that became firm because they were waited for long enough."""
-        return self._accept(self.partial, self._certain(self.partial, 0, waited_until, self._sure))
+        return self._accept(self.partial, self._certain(self.partial, [], waited_until))
 
     def finish(self, hypothesis: Sequence[Word]) -> list[Word]:
         """Take the last hypothesis: all of it becomes firm; returns what is new."""
@@ -77,12 +85,18 @@ class Agreement:
         self._earlier.clear()
         self.partial = list(self._beyond_firm(hypothesis))
 
-    def _certain(self, words: Sequence[Word], agreed: int, waited_until: float, sure: float) -> int:
-        """How many words at the beginning are firm: those agreed on and sure, or waited for long enough."""
+    def _certain(self, words: Sequence[Word], needed: Sequence[float], waited_until: float) -> int:
+        """How many words at the beginning are firm: those waited for long enough, or agreed on and sure.
+
+        Args:
+            words: beyond the firm ones.
+            needed: how sure each of those must be that were agreed on.
+            waited_until: second up to which words are firm in any case.
+        """
         count = sum(1 for _ in takewhile(lambda word: word.end <= waited_until, words))
         before = self.firm[-1].probability if self.firm else 1.0
         probabilities = [before, *(word.probability for word in words), 1.0]
-        while count < agreed and sureness(*probabilities[count : count + 3]) >= sure:
+        while count < len(needed) and sureness(*probabilities[count : count + 3]) >= needed[count]:
             count += 1
         return count
 

@@ -2,7 +2,8 @@
 
 Voice activity finds utterances. While one goes on, it is transcribed again and again, with those before it as far as a
 window has room for them; ``Agreement`` makes words firm that are sure. When it is over, there is one thorough pass,
-which is that of a file. Words that are not sure wait for what is said next; where many have to, less is asked of them.
+which is that of a file. Words that are not sure wait for what is said next, and then longer, since what is late already
+may as well be right; but where most words have to, less is asked of them.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ _SEARCHED = 8.0
 """Seconds of sound whose words a hypothesis looks for; those before are the last one's. Utterances are heard whole."""
 _TEMPERATURES = 2
 """That are tried on an utterance: all of them would take seconds."""
-_LATELY = 40
-"""Words of which it counts how long they took."""
+_LATELY = 1000
+"""Words of which it counts how long they took: some six minutes."""
 _FEW = 8
-_MOST_LATE = 0.35
+_MOST_LATE = 0.5
 """Share of words that may take longer than they should."""
 _PROMPT_CHARACTERS = 200
 _SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
@@ -72,10 +73,11 @@ class LiveSettings:
         margin: words that end within so many seconds of the end of the sound may go on, and are not firm.
         hypotheses: that must agree on a word to make it firm.
         sure: how sure a word must be (`agreement.sureness`) not to wait, with all that follows it.
+        overdue: seconds after which a word that waits must be `surer`.
+        surer: how sure it must be then.
         patience: seconds after which a word that was waited for is firm in any case.
         silence: seconds without speech after which all words are firm.
-        delay: seconds; where more than a third of the words lately took longer, one hypothesis less and four fifths
-            of the sureness are enough, so that at least half of them take no longer.
+        delay: seconds; where more than half of the words took longer lately, half of `sure` is enough for all of them.
         longest: seconds that are transcribed anew at most; what is firm is let go before.
 
     Raises:
@@ -83,18 +85,20 @@ class LiveSettings:
     """
 
     step: float = 0.4
-    margin: float = 0.2
-    hypotheses: int = 3
-    sure: float = 0.35
-    patience: float = 6.0
+    margin: float = 0.6
+    hypotheses: int = 2
+    sure: float = 0.2
+    overdue: float = 4.0
+    surer: float = 0.8
+    patience: float = 20.0
     silence: float = 3.0
-    delay: float = 1.8
+    delay: float = 1.9
     longest: float = 30.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("step", 0.1, 10), ("margin", 0, 5), ("hypotheses", 2, 5), ("sure", 0, 1), ("patience", 0, 30),
-            ("silence", 0, 30), ("delay", 0, 30), ("longest", 5, 30),
+            ("step", 0.1, 10), ("margin", 0, 5), ("hypotheses", 2, 5), ("sure", 0, 1), ("surer", 0, 1),
+            ("overdue", 0, 30), ("patience", 0, 30), ("silence", 0, 30), ("delay", 0, 30), ("longest", 5, 30),
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise InvalidSettingError(f"{name} is {getattr(self, name)}", f"use {low} to {high}")
@@ -152,7 +156,7 @@ class LiveTranscription:
         self._detector = VoiceActivityDetector(voice_activity, replace(activity, speech_pad_ms=padding))
         self._settings = replace(settings, vad_filter=False, word_timestamps=True, clip_timestamps=())
         self._window = LiveWindow(round(self._live.longest * SAMPLE_RATE))
-        self._agreement = Agreement(self._live.hypotheses, self._live.sure)
+        self._agreement = Agreement(self._live.hypotheses, self._live.sure, self._live.surer)
         self._settled: list[Word] = []
         """What the last thorough pass said."""
         self._said: list[Segment] = []
@@ -242,7 +246,7 @@ class LiveTranscription:
         words = self._hypothesis(end, going_on=True)
         self._heard = window.end
         heard = end / SAMPLE_RATE - self._live.margin
-        firm += agreement.update(words, heard, self._waited_until(), hurried=self._is_late())
+        firm += self._agree(words, heard)
         if full and not self._firm_end(agreement):  # nothing to let go of: agreement is waited for no longer
             firm += agreement.finish([word for word in words if word.end < end / SAMPLE_RATE - 2])
         yield from self._news(firm)
@@ -264,7 +268,7 @@ class LiveTranscription:
         window.close(end)
         self._said_until = end / SAMPLE_RATE
         self._ends.append(self._said_until)
-        firm += self._agreement.update(self._settled, end / SAMPLE_RATE, self._waited_until(), hurried=self._is_late())
+        firm += self._agree(self._settled, self._said_until)
         yield from self._news(firm)
 
     def _cancel(self) -> Iterator[LiveUpdate]:
@@ -277,6 +281,11 @@ class LiveTranscription:
         if self._shown:
             yield LiveUpdate("partial", tuple(partial)) if partial else LiveUpdate("end")
         self._shown = bool(partial)
+
+    def _agree(self, hypothesis: Sequence[Word], heard_until: float) -> list[Word]:
+        """The words that this hypothesis makes firm."""
+        overdue = self.seconds - self._live.overdue
+        return self._agreement.update(hypothesis, heard_until, self._waited_until(), overdue, self._is_late())
 
     def _waited_until(self) -> float:
         """Second of the sound up to which words were waited for long enough."""

@@ -56,16 +56,31 @@ def test_an_unsure_word_holds_back_what_follows_it() -> None:
 
 
 def test_where_it_is_hurried_less_is_enough() -> None:
-    words = [Word(i, i + 0.5, f" w{i}", probability) for i, probability in enumerate((0.9, 0.9, 0.22, 0.9, 0.15))]
+    words = [Word(i, i + 0.5, f" w{i}", probability) for i, probability in enumerate((0.9, 0.9, 0.22, 0.9, 0.1))]
     patient, hurried = Agreement(3, sure=0.25), Agreement(3, sure=0.25)
     for agreement in (patient, hurried):
-        assert agreement.update(words, 99, hurried=agreement is hurried) == []
-    assert patient.update(words, 99) == []
-    assert said(hurried.update(words, 99, hurried=True)) == "w0 w1"  # w2 has 0.22 * 0.9
-    assert said(patient.update(words, 99)) == "w0 w1"
-    two = Agreement(2)
-    assert two.update(words, 99, hurried=True) == []
-    assert len(two.update(words, 99, hurried=True)) == 5
+        for _ in range(2):
+            assert agreement.update(words, 99, hurried=agreement is hurried) == []
+    assert said(patient.update(words, 99)) == "w0 w1"  # w2 has 0.22 * 0.9
+    assert said(hurried.update(words, 99, hurried=True)) == "w0 w1 w2 w3"
+
+
+def test_an_overdue_word_must_be_surer() -> None:
+    words = [Word(i, i + 0.5, f" w{i}", probability) for i, probability in enumerate((0.9, 0.5, 0.9, 0.5, 0.9))]
+    agreement = Agreement(sure=0.3, surer=0.8)
+    agreement.update(words, 99)
+    assert said(agreement.update(words, 99, overdue_until=1.5)) == ""  # w0 stands before an unsure one
+    agreement = Agreement(sure=0.3, surer=0.5)
+    agreement.update(words, 99)
+    assert said(agreement.update(words, 99, overdue_until=1.5)) == "w0"
+    assert said(agreement.update(words, 99, overdue_until=1.4)) == "w1 w2 w3 w4"
+    for overdue in (True, False):  # what is overdue needs no less than the others
+        agreement = Agreement(sure=0.6, surer=0.5)
+        agreement.update(words, 99)
+        assert said(agreement.update(words, 99, overdue_until=99 if overdue else 0)) == "w0"
+    hurried = Agreement(sure=0.3, surer=0.8)
+    hurried.update(words, 99)
+    assert len(hurried.update(words, 99, overdue_until=99, hurried=True)) == 5
 
 
 def test_neighbours_count_for_how_sure_a_word_is() -> None:

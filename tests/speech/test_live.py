@@ -182,11 +182,11 @@ def test_utterances_are_heard_at_last_in_the_windows_of_a_file(phrases: list[tup
 
 
 class UnsureTranscriber(CodeTranscriber):
-    """Is not sure of one word, and hears it right only once so many seconds of sound follow it."""
+    """Is not sure of one word, and hears it right, as sure as told, only once so many seconds of sound follow it."""
 
-    def __init__(self, code: int, later: float) -> None:
+    def __init__(self, code: int, later: float, sure: float = 0.1) -> None:
         super().__init__()
-        self.word, self.later = f" w{code}", later
+        self.word, self.later, self.sure = f" w{code}", later, sure
 
     def transcribe(self, source: np.ndarray, settings: TranscriptionSettings) -> Transcript:
         transcript = super().transcribe(source, settings)
@@ -199,25 +199,36 @@ class UnsureTranscriber(CodeTranscriber):
     def _heard(self, word: Word, seconds: float) -> Word:
         if word.text != self.word:
             return word
-        text = word.text if seconds - word.end >= self.later else " what"
-        return replace(word, text=text, probability=0.2)
+        if seconds - word.end < self.later:
+            return replace(word, text=" what", probability=0.1)
+        return replace(word, probability=self.sure)
 
 
 def test_a_word_that_is_not_sure_waits_for_what_follows() -> None:
-    talk = Talk(transcriber=UnsureTranscriber(5, later=3.0))
+    talk = Talk(LiveSettings(patience=6.0, delay=30.0), transcriber=UnsureTranscriber(5, later=3.0))
     updates = talk.hear(utter(range(40)))
     assert firm(updates) == [f"w{code}" for code in range(40)]
     delays = [delay for update in updates for delay in update.delays]
     assert max(delays[:4]) < 2
     assert 5.5 < delays[5] < 7.5
-    assert delays[5] > delays[6] > delays[10] > delays[15]  # those behind it waited with it
+    assert delays[5] > delays[8] > delays[10] > delays[15]  # those behind it waited with it
     assert max(delays[30:]) < 2
+
+
+def test_a_word_that_is_late_must_be_surer() -> None:
+    for surer, first, last in ((0.0, 3.0, 5.0), (0.8, 5.5, 7.5)):
+        live = LiveSettings(overdue=2.0, surer=surer, patience=6.0, delay=30.0)
+        updates = Talk(live, UnsureTranscriber(5, later=3.0, sure=0.5)).hear(utter(range(40)))
+        assert firm(updates) == [f"w{code}" for code in range(40)]
+        delays = [delay for update in updates for delay in update.delays]
+        assert first < delays[5] < last
+        assert max(*delays[:4], *delays[30:]) < 2
 
 
 def test_a_word_that_stays_unsure_is_told_in_the_end() -> None:
     expected = ["what" if code == 5 else f"w{code}" for code in range(8)]
     for silence, most in ((3.0, 5.0), (20.0, 6.6)):
-        talk = Talk(LiveSettings(silence=silence), transcriber=UnsureTranscriber(5, later=99))
+        talk = Talk(LiveSettings(silence=silence, patience=6.0, delay=30.0), transcriber=UnsureTranscriber(5, later=99))
         updates = talk.hear(utter(range(8), silence=12))
         assert firm(updates) == expected
         delays = [delay for update in updates for delay in update.delays]
