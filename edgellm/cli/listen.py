@@ -59,7 +59,7 @@ def listen_command(stdin_pcm: bool, rate: int, device: str | None, as_json: bool
     """Turn speech into text while it is spoken: from the microphone, or with --stdin-pcm from a pipe.
 
     Text that may still change is shown dimmed; it becomes firm when two hypotheses in a row agree on it and it is not
-    improbable, or after 20 s, or when nobody has spoken for 3 s. In a pipe only firm text is written. With --diarize
+    improbable, or after 25 s, or when nobody has spoken for 3 s. In a pipe only firm text is written. With --diarize
     text is firm when it is known who speaks, some two seconds later. Ctrl-C ends it.
     """
     settings, wishes = given_transcription({}, LIVE_VOICE_ACTIVITY), given_speakers()

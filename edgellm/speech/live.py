@@ -90,7 +90,7 @@ class LiveSettings:
     sure: float = 0.2
     overdue: float = 4.0
     surer: float = 0.8
-    patience: float = 20.0
+    patience: float = 25.0
     silence: float = 3.0
     delay: float = 1.9
     longest: float = 30.0
