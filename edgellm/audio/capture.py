@@ -89,7 +89,7 @@ class Capture:
 
 
 def capture_pcm(file: BinaryIO, sample_rate: int = SAMPLE_RATE) -> Capture:
-    """Raw samples, 16 bits little-endian, one channel, from a pipe.
+    """Raw samples, 16 bits little-endian, one channel, from a pipe of which nothing was read before.
 
     Raises:
         CorruptFileError: the rate is none a recording has.
@@ -97,6 +97,7 @@ def capture_pcm(file: BinaryIO, sample_rate: int = SAMPLE_RATE) -> Capture:
     check_format("standard input", sample_rate, 1)
     resampler = Resampler(sample_rate, 1)
     size = 2 * round(_PIECE_SECONDS * sample_rate)
+    file = getattr(file, "raw", file)  # a reader with a buffer has a lock, which a thread that waits would hold at exit
     read = getattr(file, "read1", file.read)
 
     def run(capture: Capture) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -110,3 +112,14 @@ def test_what_comes_too_fast_from_a_device_is_counted_as_lost() -> None:
 
     with Capture(start) as capture:
         assert capture.lost_seconds == pytest.approx(100 * 0.05)
+
+
+def test_a_pipe_that_stays_open_does_not_keep_a_program_from_ending() -> None:
+    program = (
+        "import sys, time; from edgellm.audio.capture import capture_pcm\n"
+        "with capture_pcm(sys.stdin.buffer): time.sleep(0.3)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.wait(60) == 0
+        assert process.stderr.read() == b""
