@@ -416,6 +416,7 @@ def published(paths: Sequence[Path], size: int, force: bool) -> Iterator[list[Pa
 def _sweep(folder: Path) -> None:
     """Delete what runs that were killed left behind: nobody holds the lock of such a folder any more.
 
+    One that was killed just before it locked its folder, or while it deleted it, leaves a folder without a lock.
     Where one was killed while it replaced several files, those that it had taken away already are kept.
     """
     with suppress(OSError):
@@ -424,7 +425,8 @@ def _sweep(folder: Path) -> None:
             if any((left / "replaced").glob("*")):
                 continue
             with suppress(OSError, Timeout):
-                if time.time() - lock.stat().st_mtime > _STALE_SECONDS:
+                since = (lock if lock.exists() else left).stat().st_mtime
+                if time.time() - since > _STALE_SECONDS:
                     with FileLock(lock, timeout=0):
                         pass
                     shutil.rmtree(left, ignore_errors=True)

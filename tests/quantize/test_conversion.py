@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 from edgellm import LLM
 from edgellm.cli.main import edgellm
@@ -200,10 +201,31 @@ def test_killed_at_any_moment_the_old_or_the_new_file_is_there(tiny_model: Make,
             time.sleep(generator.uniform(0.5, 1.05) * takes)
             process.send_signal(signal.SIGKILL)
         assert output.read_bytes() in (old, new)
-    for left in tmp_path.glob(".edgellm-*.part/lock"):
-        os.utime(left, (0, 0))  # a while later
+    for left in tmp_path.glob(".edgellm-*.part"):
+        for path in (left / "lock", left):  # one may be killed before it makes a lock
+            if path.exists():
+                os.utime(path, (0, 0))  # a while later
     subprocess.run(command(model, output), check=True, capture_output=True)
     assert [path.name for path in tmp_path.iterdir()] == ["made.gguf"]  # what the killed ones left is gone
+
+
+def test_only_what_killed_runs_left_a_while_ago_is_swept_away(tiny_model: Make, tmp_path: Path) -> None:
+    def left(name: str, files: Sequence[str], age: float) -> Path:
+        folder = tmp_path / f".edgellm-{name}.part"
+        folder.mkdir()
+        for path in (*(folder / file for file in files), folder):
+            path.touch()
+            os.utime(path, (time.time() - age,) * 2)
+        return folder
+
+    unlocked, locked = left("unlocked", ["made.gguf"], 3600), left("locked", ["made.gguf", "lock"], 3600)
+    beginning, running = left("beginning", [], 1), left("running", ["made.gguf", "lock"], 3600)
+    with FileLock(running / "lock"):
+        os.utime(running / "lock", (0, 0))  # opening it may have changed that
+        quantize(tiny_model(), tmp_path / "made.gguf", QuantizeSettings("Q4_0"))
+    assert not unlocked.exists()
+    assert not locked.exists()
+    assert beginning.is_dir() and (running / "made.gguf").is_file()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
