@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,12 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 MOST_CHANNELS = 1_024
 _BLOCK_VALUES = 1 << 14
 """Samples of all channels decoded at once. Where a file is damaged, a whole block is lost: so not many."""
+
+
+_CUT_OFF_WAV = re.compile(r"^data : (\d+) \(should be (\d+)\)$", re.MULTILINE)
+_UNKNOWN_BYTES = 0x7FFFFF00
+"""Lengths from here on are what programs write that do not know it yet."""
+_CUT_OFF_OGG = ("Last page lacks an end-of-stream bit", "Junk after the last page")
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,9 @@ class SoundFileDecoder:
             raise
         # libsndfile says the largest number it knows where a header does not tell.
         told = 0 <= self._file.frames < 1 << 62
-        duration = self._file.frames / self._file.samplerate if told else None
+        log_text = str(self._file.extra_info)
+        duration = _claimed_frames(self._file.frames, log_text) / self._file.samplerate if told else None
+        self._cut_off = all(sign in log_text for sign in _CUT_OFF_OGG)
         encoding = f"{self._file.format}, {self._file.subtype}"
         self.info = AudioInfo(str(path), self._file.samplerate, self._file.channels, duration, encoding)
 
@@ -142,10 +151,12 @@ class SoundFileDecoder:
             except (self._error, RuntimeError) as error:
                 raise CorruptFileError(_reason(error)) from error
             if not len(read):
-                return
+                break
             if skip < len(read):
                 yield read[skip:]
             skip = max(0, skip - len(read))
+        if self._cut_off:
+            raise CorruptFileError("its last page is not whole")
 
     def _seek(self, frame: int) -> int:
         """Go to a frame; returns how many are left to be read over, where the file cannot be entered anywhere."""
@@ -198,6 +209,13 @@ def _to_float(block: npt.NDArray[Any]) -> Samples:
     half = float(1 << (8 * kind.itemsize - 1))
     values = block.astype(np.float64) / half
     return (values - 1 if kind.kind == "u" else values).astype(np.float32)
+
+
+def _claimed_frames(frames: int, log_text: str) -> int:
+    """How many frames a file was to have, of which libsndfile counts those that are there; its log tells of a wav."""
+    found = _CUT_OFF_WAV.search(log_text)
+    claimed, there = map(int, found.groups()) if found else (0, 0)
+    return frames * claimed // there if 0 < there < claimed < _UNKNOWN_BYTES else frames
 
 
 def _reason(error: Exception) -> str:
