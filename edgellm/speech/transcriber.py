@@ -105,10 +105,7 @@ class Transcriber:
         if self.model.closed:
             raise EdgeLLMError("the transcriber is closed")
         track = PackedTrack(window, cut_off)
-        language = settings.language or self._language(track)[0]
-        decoder = WindowDecoder(
-            self.model, settings, language, settings.condition_on_previous_text is not False, Clock()
-        )
+        decoder = WindowDecoder(self.model, settings, settings.condition_on_previous_text is not False, Clock())
         running = Running(track, decoder.history(first=True), True, known)
         while not running.done:
             decoder.advance([running])
@@ -136,14 +133,12 @@ class Transcriber:
         side_by_side = settings.vad_filter and not settings.condition_on_previous_text and settings.batch_size > 1
         tracks = self._tracks(source, settings, sample_rate, sound)
         first = next(tracks, None)
-        language, probability = settings.language or "en", 1.0
+        decoder: WindowDecoder | None = None
         segments: list[Segment] = []
         if first is not None:
             tracks = itertools.chain([first], tracks)
-            if settings.language is None:
-                language, probability = self._language(first)
             condition = settings.condition_on_previous_text is not False
-            decoder = WindowDecoder(self.model, settings, language, condition, clock)
+            decoder = WindowDecoder(self.model, settings, condition, clock)
             at_once = settings.batch_size if side_by_side else 1
             with closing(ahead(tracks, _WINDOWS_AHEAD)) if settings.vad_filter else nullcontext(tracks) as windows:
                 for segment in transcribe_tracks(decoder, windows, at_once, shared=not side_by_side):
@@ -153,15 +148,10 @@ class Transcriber:
             time.perf_counter() - begun, sound.seconds_cutting, clock.features, clock.encoder, clock.decoder,
             clock.alignment, sound.speech if settings.vad_filter else None,
         )  # fmt: skip
+        language, probability = (decoder.language if decoder else None) or (settings.language or "en", 1.0)
         return Transcript(
             tuple(segments), language, probability, sound.duration, settings.task, self.model.name, timings
         )  # fmt: skip
-
-    def _language(self, track: Track) -> tuple[str, float]:
-        """The likeliest language of a track's first window."""
-        self.model.reserve(1, 1)
-        self.model.encode(self.model.spectrogram(track.read(0.0, self.model.window_samples)), 0)
-        return next(iter(self.model.detect_language(0).items()))
 
     def _tracks(
         self, source: AudioSource, settings: TranscriptionSettings, sample_rate: int, sound: _Sound

@@ -112,22 +112,23 @@ class WindowDecoder:
 
     Args:
         model: the model.
-        settings: how to transcribe; the language is known.
-        language: code of the language, unless it is detected in each window.
+        settings: how to transcribe.
         condition: whether windows get the text before them in their history.
         clock: gets the seconds spent.
+
+    Attributes:
+        language: code and probability of the language: as set, else that of the first window, once it was heard.
     """
 
-    def __init__(
-        self, model: WhisperModel, settings: TranscriptionSettings, language: str, condition: bool, clock: Clock
-    ) -> None:
+    def __init__(self, model: WhisperModel, settings: TranscriptionSettings, condition: bool, clock: Clock) -> None:
         self._model, self._settings, self._condition, self._clock = model, settings, condition, clock
-        self._language = language
+        self.language: tuple[str, float] | None = None if settings.language is None else (settings.language, 1.0)
         self._tokens = model.tokens
         self._decoder = model.decoder(settings)
         self._aligner = self._decoder.aligner(model.graphs.alignment_heads)
         self._half = model.graphs.decoder.context_length // 2 - 1
-        self._start_sequence(language)
+        if settings.language is not None or not self._tokens.multilingual:
+            self._start_sequence(settings.language or "en")  # refuses what the model cannot do
         self._initial = self._tokens.encode(f" {settings.initial_prompt.strip()}") if settings.initial_prompt else []
         self._hotwords = self._tokens.encode(f" {settings.hotwords.strip()}") if settings.hotwords else []
         self._prefix = self._tokens.encode(f" {settings.prefix.strip()}")[: self._half] if settings.prefix else []
@@ -161,10 +162,16 @@ class WindowDecoder:
         self._model.encode(frames, number)
         self._clock.features += read - begun
         self._clock.encoder += time.perf_counter() - read
-        language = self._language
-        if self._settings.multilingual:
-            language = next(iter(self._model.detect_language(number)))
-        return Heard(running, number, len(samples) / SAMPLE_RATE, language)
+        return Heard(running, number, len(samples) / SAMPLE_RATE, self._language_of(number))
+
+    def _language_of(self, number: int) -> str:
+        """The code of the language of a window that is encoded."""
+        if self.language is not None and not self._settings.multilingual:
+            return self.language[0]
+        found = next(iter(self._model.detect_language(number).items()))
+        if self.language is None:
+            self.language = found
+        return found[0]
 
     # -- decoding -----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from edgellm.audio import load_audio
 from edgellm.errors import EdgeLLMError
 from edgellm.speech.live import LIVE_VOICE_ACTIVITY, LiveTranscription
+from edgellm.speech.packing import Piece, lay_out
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.transcriber import Transcriber
 from edgellm.speech.voice_activity import VoiceActivityModel, find_speech
@@ -87,6 +88,26 @@ def test_live_text_agrees_with_what_was_said(transcriber: Transcriber, silero_va
     assert times[-1] <= 11.1
     early = [update for update in updates[: len(updates) // 2] if update.kind == "firm"]
     assert early  # text is firm long before the end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", [None, "en"])
+def test_a_window_is_encoded_once(
+    transcriber: Transcriber, jfk: np.ndarray, language: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not its language is asked for, and as well where it is transcribed for live text."""
+    encoded: list[int] = []
+    encode = transcriber.model.encode
+    monkeypatch.setattr(transcriber.model, "encode", lambda frames, window: encoded.append(encode(frames, window)))
+    monkeypatch.setattr(transcriber.model, "detect_language", lambda window: {"en": 0.75, "de": 0.25})
+    settings = TranscriptionSettings(language=language, temperature=0.0)
+    transcript = transcriber.transcribe(jfk, settings)
+    assert (transcript.language, transcript.language_probability) == ("en", 0.75 if language is None else 1.0)
+    assert len(encoded) == 1
+    (window,) = lay_out([Piece(0, jfk)])
+    said = transcriber.transcribe_window(window, settings)
+    assert split("".join(segment.text for segment in said)) == SPEECH
+    assert len(encoded) == 2
 
 
 @pytest.mark.slow
