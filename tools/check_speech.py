@@ -95,7 +95,7 @@ def _listen(samples: Samples, model: str, arguments: Sequence[str], speed: float
 
 def _feed(pipe: IO[bytes], samples: Samples, speed: float) -> None:
     """Write a sound to a pipe as fast as it would be spoken; begins when the reader takes the first piece."""
-    content = (np.clip(samples, -1, 1) * 32767).astype("<i2")
+    content = np.clip(np.rint(samples * 32768), -32768, 32767).astype("<i2")  # of 16-bit files the very samples
     began = time.monotonic()
     try:
         for first in range(0, len(content), _PIPE_PIECE):
