@@ -123,7 +123,8 @@ class AudioReader:
                     return
         except CorruptFileError as error:
             if not decoded:
-                raise CorruptFileError(f"{self.info.name} cannot be decoded: {error.message}", error.hint) from error
+                problem = f"breaks off before {self.start:g} s" if self.start > 0 else "cannot be decoded"
+                raise CorruptFileError(f"{self.info.name} {problem}: {error.message}", error.hint) from error
             self._warn(decoded, error.message)
             return
         if not decoded:
@@ -148,9 +149,12 @@ class AudioReader:
         log.warning("%s breaks off after %.2f s: %s", self.info.name, seconds, reason)
 
     def _nothing(self) -> EdgeLLMError:
+        name, whole = self.info.name, self.info.duration
+        if whole is not None and whole > self.start > 0:
+            return CorruptFileError(f"{name} breaks off before {self.start:g} s: its header speaks of {whole:.2f} s")
         if self.start > 0:
-            length = "" if self.info.duration is None else f", which is {self.info.duration:.2f} s long"
-            return InvalidSettingError(f"nothing is left of {self.info.name}{length} after {self.start:g} s")
+            length = "" if whole is None else f", which is {whole:.2f} s long"
+            return InvalidSettingError(f"nothing is left of {name}{length} after {self.start:g} s")
         return CorruptFileError(f"{self.info.name} holds no sound")
 
 

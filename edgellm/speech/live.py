@@ -167,7 +167,6 @@ class LiveTranscription:
         """Second at which the last utterance ended."""
         self._shown = False
         """Whether there is text that no end was told of."""
-        self._language = settings.language
         self._prompt = ""
         self._heard = 0
         """Sample up to which the last hypothesis went."""
@@ -176,9 +175,7 @@ class LiveTranscription:
 
     def warm_up(self) -> None:
         """Transcribe a second of nothing, so that the first words need not wait for what is prepared once."""
-        self._transcriber.transcribe(
-            np.zeros(SAMPLE_RATE, np.float32), replace(self._settings, language=self._language)
-        )
+        self._transcriber.transcribe(np.zeros(SAMPLE_RATE, np.float32), self._settings)
 
     @property
     def seconds(self) -> float:
@@ -346,9 +343,8 @@ class LiveTranscription:
             end: up to which it is heard.
             going_on: somebody is speaking there; else it is heard with all that a file gets.
         """
-        settings = replace(self._settings, language=self._language)
-        tried = settings.temperature[: 1 if going_on else _TEMPERATURES]
-        settings = replace(settings, temperature=tried, best_of=1)
+        tried = self._settings.temperature[: 1 if going_on else _TEMPERATURES]
+        settings = replace(self._settings, temperature=tried, best_of=1)
         if self._prompt and settings.condition_on_previous_text:
             settings = replace(settings, initial_prompt=self._prompt)
         known = self._known(end / SAMPLE_RATE - _SEARCHED) if going_on else None

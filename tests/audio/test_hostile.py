@@ -108,6 +108,8 @@ def test_truncated(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) 
     assert f"{name} breaks off after" in caplog.text
     if name == "a.wav":
         assert "its header speaks of 10.00 s" in caplog.text
+    with pytest.raises(EdgeLLMError, match=f"{name} breaks off before 8 s: "):
+        load_audio(path, start=8)
 
 
 def test_damaged_in_the_middle(tmp_path: Path) -> None:
