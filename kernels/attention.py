@@ -27,7 +27,7 @@ from edgellm.kernels.attention_layout import (
     WEIGHTS_BYTES,
     WIDE_TILE,
 )
-from edgellm.kernels.attention_tiles import add_products, load_addresses, load_sums, spread, store_sums, zeros
+from edgellm.kernels.attention_tiles import add_products, add_sums, load_addresses, spread, store_sums, zeros
 from edgellm.kernels.memory import (
     broadcast_float,
     float_at,
@@ -265,10 +265,14 @@ def _score_rows(variant):
 
 def _add_values(variant, tile):
     """``f(scratch, padded, values, row_width, first, end, ahead)``: add the weighted values of tokens first..end - 1 of
-    a block to the sums of a tile, 32 columns at a time (sums of fewer would wait for each other); asks for the next."""
+    a block to the sums of a tile, 32 columns at a time (sums of fewer would wait for each other); asks for the next.
+
+    A block's sum begins at zero: rounding errors grow with the number of additions one after another, and a context
+    has thousands of tokens.
+    """
     value_row, ahead_bytes, addresses = _LOADS[variant][1], _AHEAD[variant], spread(tile)
-    load, add, store = load_sums(tile, 2), add_products(tile, 2), store_sums(tile, 2)
-    load_last, add_last, store_last = load_sums(tile, 1), add_products(tile, 1), store_sums(tile, 1)
+    nothing, add, put = zeros(tile, 2), add_products(tile, 2), add_sums(tile, 2)
+    nothing_last, add_last, put_last = zeros(tile, 1), add_products(tile, 1), add_sums(tile, 1)
 
     @helper
     def add_values(scratch, padded, values, row_width, first, end, ahead):
@@ -276,20 +280,20 @@ def _add_values(variant, tile):
         column = 0
         while column + 32 <= padded:
             places = addresses(scratch + SUMS + 4 * column, 4 * padded)
-            sums = load(places)
+            sums = nothing()
             for token in range(first, end):
                 prefetch_near(ahead + ahead_bytes * (column + token))
                 low = value_row(values, row_width, token, column)
                 high = value_row(values, row_width, token, column + 16)
                 sums = add(sums, (low, high), weights, 4 * token)
-            store(sums, places)
+            put(sums, places)
             column += 32
         if column < padded:
             places = addresses(scratch + SUMS + 4 * column, 4 * padded)
-            sums = load_last(places)
+            sums = nothing_last()
             for token in range(first, end):
                 sums = add_last(sums, (value_row(values, row_width, token, column),), weights, 4 * token)
-            store_last(sums, places)
+            put_last(sums, places)
 
     return add_values
 

@@ -76,25 +76,6 @@ def zeros(tile, vectors):
     return make
 
 
-def load_sums(tile, vectors):
-    """``f(places)``: the sums at these addresses."""
-    sums, addresses = types.UniTuple(FLOATS, tile * vectors), types.UniTuple(types.int64, tile)
-
-    def codegen(context, builder, _signature, values):
-        found = [
-            builder.load(_pointer(builder, place, 64 * vector), align=4, typ=FLOATS_IR)
-            for place in _elements(builder, values[0], tile)
-            for vector in range(vectors)
-        ]
-        return _made(builder, context, sums, found)
-
-    @intrinsic
-    def load(context, places):
-        return sums(addresses), codegen
-
-    return load
-
-
 def store_sums(tile, vectors):
     """``f(sums, places)``."""
     sums, addresses = types.UniTuple(FLOATS, tile * vectors), types.UniTuple(types.int64, tile)
@@ -111,6 +92,25 @@ def store_sums(tile, vectors):
         return types.none(sums, addresses), codegen
 
     return store
+
+
+def add_sums(tile, vectors):
+    """``f(sums, places)``: add them to what stands at these addresses."""
+    sums, addresses = types.UniTuple(FLOATS, tile * vectors), types.UniTuple(types.int64, tile)
+
+    def codegen(context, builder, _signature, values):
+        places = _elements(builder, values[1], tile)
+        for number, value in enumerate(_elements(builder, values[0], tile * vectors)):
+            place = _pointer(builder, places[number // vectors], 64 * (number % vectors))
+            before = builder.load(place, align=4, typ=FLOATS_IR)
+            builder.store(builder.fadd(before, value), place, align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def add(context, sums_, places):
+        return types.none(sums, addresses), codegen
+
+    return add
 
 
 def add_products(tile, vectors):

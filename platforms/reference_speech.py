@@ -69,14 +69,18 @@ class _Half(ReferenceExecutor):
 
 
 class ReferenceSpeechExecutor:
-    """Runs a speech model in NumPy; see ``edgellm.platforms.batch.SpeechExecutor`` for what each method promises."""
+    """Runs a speech model in NumPy; see ``edgellm.platforms.batch.SpeechExecutor`` for what each method promises.
+
+    In float64 unless told otherwise: the rows of Whisper base's encoder reach 500 and amplify roundings, so that even
+    NumPy's results in float32 are up to 1.7e-3 from these, where values reach 24.
+    """
 
     def __init__(
         self,
         encoder: Graph,
         decoder: Graph,
         weights: WeightStore,
-        dtype: Literal["float32", "float64"] = "float32",
+        dtype: Literal["float32", "float64"] = "float64",
     ) -> None:
         self.graph, self.encoder_graph = decoder, encoder
         self._encoder, self._decoder = _Half(encoder, weights, dtype), _Half(decoder, weights, dtype)

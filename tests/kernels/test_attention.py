@@ -328,6 +328,24 @@ def test_attention(
         assert (np.abs(got[row] - expected) <= error).all()
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "f16_latent"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_rounding_errors_do_not_grow_with_the_context(tier: str, kind: str, rows: int) -> None:
+    """The mean of thousands of equal values: each addition is rounded in the same direction for long."""
+    length = 6000
+    blocks = -(-length // BLOCK_TOKENS)
+    cache = PagedLayer(tier, kind, CacheLayer(1, 32, 32, values_in_keys=kind.endswith("_latent")), blocks)
+    values = np.random.default_rng(6).uniform(1, 2, 32).astype(np.float32)
+    tokens = np.broadcast_to(values, (length, 1, 32)).copy()
+    cache.store(tokens, tokens, list(range(length)))
+    stored = cache.stored(0)[1][0]
+    positions = list(range(length - rows, length))
+    table = np.arange(blocks, dtype=np.int32)[None]
+    result = cache.attend(np.zeros((rows, 1, 32), np.float32), positions, [0] * rows, table, 1.0)
+    assert (np.abs(result - stored) <= gamma(BLOCK_TOKENS + blocks + 4) * stored).all()
+
+
 def filled(tier: str, kind: str, length: int) -> tuple[PagedLayer, NDArray[np.int32], Floats]:
     """A cache with one sequence in rising blocks, its table, and a query."""
     generator = np.random.default_rng(3)

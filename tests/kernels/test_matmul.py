@@ -22,6 +22,7 @@ from weight_blocks import (
 )
 
 from edgellm.gguf import TensorType
+from edgellm.kernels import floats
 from edgellm.kernels.records import MATMUL
 
 Doubles = NDArray[np.float64]
@@ -171,6 +172,20 @@ def test_float_weights(
     # A flushed weight or activation takes its product along.
     lost = TINY * (columns + np.abs(used).sum(axis=1)[:, None] + np.abs(weights).sum(axis=1))
     check(result, exact, size, columns + 3, lost, size)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 8, 13])
+@pytest.mark.parametrize("type_name", FLOAT_TYPES)
+@pytest.mark.parametrize("tier", TIERS)
+def test_rounding_errors_do_not_grow_with_the_width(tier: str, type_name: str, rows: int) -> None:
+    """Sums of thousands of equal products, each rounded in the same direction for long, are as near as those of spans
+    of columns and then of the spans can be."""
+    columns = 8192 + 5
+    raw = np.tile(random_floats(type_name, 64, 1, "ordinary", np.random.default_rng(5)), (1, columns))
+    result, _ = multiply(tier, type_name, raw, np.ones((rows, columns), np.float32))
+    exact = decoded(raw, type_name).sum(axis=1)
+    bound = gamma(floats.SPAN + -(-columns // floats.SPAN) + 1) * np.abs(exact) + columns * TINY
+    assert (np.abs(result - exact) <= bound).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
