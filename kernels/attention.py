@@ -61,6 +61,9 @@ from edgellm.kernels.simd import (
     where_not_greater,
 )
 
+# Columns that are added up before their sum is added to a score, so that rounding errors stay small; keys in half
+# precision or int8 bring larger errors themselves.
+_SPAN = 32
 _MASKED = -3.4e38
 _START = -3e38  # the first maximum: below any score and above what is masked
 
@@ -210,7 +213,7 @@ VARIANTS = tuple(f"{name}{latent}" for name in _LOADS for latent in ("", "_laten
 def _score_columns(variant, tile):
     """``f(record, scratch, keys, ahead)``: scores of a tile against a block of 32 tokens; asks for the next keys."""
     key_pair, ahead_bytes = _LOADS[variant][0], _AHEAD[variant]
-    nothing, add, store = zeros(tile, 2), add_products(tile, 2), store_sums(tile, 2)
+    nothing, add, store, put = zeros(tile, 2), add_products(tile, 2), store_sums(tile, 2), add_sums(tile, 2)
     queries, weights = load_addresses(tile, STATE_BYTES), spread(tile)
 
     @helper
@@ -222,7 +225,19 @@ def _score_columns(variant, tile):
             scores = add(scores, key_pair(keys, width, column), places, 4 * column)
         store(scores, weights(scratch + WEIGHTS, WEIGHTS_BYTES))
 
-    return score_columns
+    @helper
+    def score_exactly(record, scratch, keys, ahead):
+        width, places = get(record, F.key_width), queries(scratch + QUERY)
+        results = weights(scratch + WEIGHTS, WEIGHTS_BYTES)
+        store(nothing(), results)
+        for first in range(0, width, _SPAN):
+            scores = nothing()
+            for column in range(first, min(first + _SPAN, width)):
+                prefetch_near(ahead + ahead_bytes * column)
+                scores = add(scores, key_pair(keys, width, column), places, 4 * column)
+            put(scores, results)
+
+    return score_exactly if variant == "f32" else score_columns
 
 
 def _score_rows(variant):

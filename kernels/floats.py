@@ -30,10 +30,10 @@ TILE = 4
 # Rows at once where there are many. Four sums wait for their additions half of the time; with more rows than eight,
 # their places in wide inputs would push each other out of the first-level cache, whose sets have eight lines.
 LARGE_TILE = 8 if MANY_REGISTERS else TILE
-# Columns whose products are added up before their sum is added to the total: rounding errors grow with the number of
-# additions one after another, and the encoder of Whisper base, whose rows reach 500 on the way to results of up to 24,
-# makes much of small ones.
-SPAN = 64
+# Products of SPAN columns are added up first, then the sums of LONG_SPAN columns, then those: rounding errors grow with
+# the number of additions one after another, and the encoder of Whisper base, whose rows reach 500 on the way to results
+# of up to 24, makes much of small ones.
+SPAN, LONG_SPAN = 32, 256
 
 
 VARIANTS = tuple(sorted(FLOAT_FORMATS))
@@ -84,11 +84,14 @@ def _sums_of_spans(name, rows):
     @helper
     def sums(weights, columns, x, stride):
         total = nothing()
-        for first in range(0, columns, SPAN):
-            part = nothing()
-            for column in range(first, min(first + SPAN, columns)):
-                part = add_column(part, load(weights + column * size), x + 4 * column, stride)
-            total = add(total, part)
+        for start in range(0, columns, LONG_SPAN):
+            long_sum, stop = nothing(), min(start + LONG_SPAN, columns)
+            for first in range(start, stop, SPAN):
+                span_sum = nothing()
+                for column in range(first, min(first + SPAN, stop)):
+                    span_sum = add_column(span_sum, load(weights + column * size), x + 4 * column, stride)
+                long_sum = add(long_sum, span_sum)
+            total = add(total, long_sum)
         return total
 
     return sums
@@ -125,10 +128,10 @@ def group_products(name):
     @helper
     def one_row(record, weights, columns, x, s, output, bias, turn):
         total = splat_float(0.0)
-        for first in range(0, columns, SPAN):
+        for first in range(0, columns, LONG_SPAN):
             # Four sums hide the latency of the additions.
             a = b = c = d = splat_float(0.0)
-            column, end = first, min(first + SPAN, columns)
+            column, end = first, min(first + LONG_SPAN, columns)
             while column + 4 <= end:
                 place, start = x + 4 * column, weights + column * size
                 prefetch(start + 2048)

@@ -73,10 +73,11 @@ def exact(kind: str, a: Doubles, b: Doubles | None, factor: float) -> tuple[Doub
                 # The argument has eight roundings, and |y| (1 - tanh^2 y) < 0.45; 1 + tanh is rounded too.
                 error = np.abs(a) / 2 * (TANH + 0.45 * gamma(8) + 2 * UNIT) + 2 * UNIT * np.abs(result)
             case "gelu":
-                phi = (1 + np.vectorize(math.erf)(a / np.sqrt(2))) / 2
-                result = a * phi
-                # The quotient's own error, and that of its argument, times the slope of the error function.
-                error = np.abs(a) / 2 * (5e-7 + gamma(3)) + 2 * UNIT * np.abs(result)
+                size = np.abs(a)
+                below = size * np.vectorize(math.erfc)(size / np.sqrt(2)) / 2
+                result = np.maximum(a, 0) - below
+                # The square in the exponential is rounded, then come both polynomials of positive terms and three more.
+                error = below * (EXPONENTIAL + size**2 / 2 * UNIT + gamma(21)) + UNIT * np.abs(result) + 10 * TINY
             case "sigmoid":
                 result = 1 / (1 + np.exp(-a))
                 error = (EXPONENTIAL + 2 * UNIT) * result + 100 * TINY
