@@ -15,6 +15,7 @@ import numpy as np
 
 from edgellm.kernels.attention_layout import (
     BLOCK_TOKENS,
+    LATEST,
     OUTPUT,
     PEAK,
     POSITION,
@@ -25,6 +26,7 @@ from edgellm.kernels.attention_layout import (
     TOTALS,
     WEIGHTS,
     WEIGHTS_BYTES,
+    WHOLE_TOTALS,
     WIDE_TILE,
 )
 from edgellm.kernels.attention_tiles import add_products, add_sums, load_addresses, spread, store_sums, zeros
@@ -124,10 +126,31 @@ def _mask(scores, lane, first, last):
 
 
 @helper
-def _shrink_sums(sums, padded, shrink):
-    """Bring a query's sums of values to a new maximum."""
-    for column in range(0, padded, 16):
-        store_floats(sums + 4 * column, load_floats(sums + 4 * column) * shrink)
+def _sums_of(scratch, query, padded):
+    """Where a query's sums of values are: of the latest blocks, and of all before."""
+    return scratch + SUMS + query * 4 * padded, scratch + SUMS + (WIDE_TILE + query) * 4 * padded
+
+
+@helper
+def _shrink(place, bytes_, factor):
+    """Bring sums to a new maximum."""
+    for offset in range(0, bytes_, 64):
+        store_floats(place + offset, load_floats(place + offset) * factor)
+
+
+@helper
+def _add_up(latest, whole, bytes_):
+    """Add the sums of the latest blocks to those of all before, and begin anew."""
+    for offset in range(0, bytes_, 64):
+        store_floats(whole + offset, load_floats(whole + offset) + load_floats(latest + offset))
+        store_floats(latest + offset, splat_float(0.0))
+
+
+@helper
+def _add_up_query(scratch, query, padded):
+    latest, whole = _sums_of(scratch, query, padded)
+    _add_up(latest, whole, 4 * padded)
+    _add_up(scratch + TOTALS + query * 64, scratch + WHOLE_TOTALS + query * 64, 64)
 
 
 @helper
@@ -137,7 +160,7 @@ def _softmax(record, scratch, query, padded, block_start):
     weights = scratch + WEIGHTS + query * WEIGHTS_BYTES
     low, high = load_floats(weights), load_floats(weights + 64)
     state = scratch + query * STATE_BYTES
-    totals, sums = scratch + TOTALS + query * 64, scratch + SUMS + query * 4 * padded
+    totals = scratch + TOTALS + query * 64
     low, high = low * broadcast_float(constants), high * broadcast_float(constants)
     cap = float_at(constants + 4)
     if cap != 0.0:
@@ -154,7 +177,10 @@ def _softmax(record, scratch, query, padded, block_start):
         new_peak = max_lanes(largest)
         shrink = exponential(splat_float(peak - new_peak))
         total = total * shrink
-        _shrink_sums(sums, padded, shrink)
+        _shrink(scratch + WHOLE_TOTALS + query * 64, 64, shrink)
+        latest, whole = _sums_of(scratch, query, padded)
+        _shrink(latest, 4 * padded, shrink)
+        _shrink(whole, 4 * padded, shrink)
         set_float(state + PEAK, new_peak)
         peak = new_peak
     low, high = exponential(low - splat_float(peak)), exponential(high - splat_float(peak))
@@ -177,22 +203,25 @@ def _start_query(record, scratch, query, index, head, padded):
     set_int64(state + POSITION, position)
     sinks = get(record, F.sinks)
     store_floats(scratch + TOTALS + query * 64, splat_float(0.0))
+    store_floats(scratch + WHOLE_TOTALS + query * 64, splat_float(0.0))
     set_float(state + PEAK, _START)
     if sinks:  # takes part in the sum, but has no value
         set_float(state + PEAK, float_at(sinks + 4 * query_head))
         set_float(scratch + TOTALS + query * 64, 1.0)
-    sums = scratch + SUMS + query * 4 * padded
-    for column in range(0, padded, 16):
-        store_floats(sums + 4 * column, splat_float(0.0))
+    latest, whole = _sums_of(scratch, query, padded)
+    for offset in range(0, 4 * padded, 64):
+        store_floats(latest + offset, splat_float(0.0))
+        store_floats(whole + offset, splat_float(0.0))
     return position
 
 
 @helper
 def _finish_query(scratch, query, width, padded):
     """Divide a query's sums by its total and write them out."""
+    _add_up_query(scratch, query, padded)
     output = int64_at(scratch + query * STATE_BYTES + OUTPUT)
-    sums = scratch + SUMS + query * 4 * padded
-    total = sum_lanes(load_floats(scratch + TOTALS + query * 64))
+    _, sums = _sums_of(scratch, query, padded)
+    total = sum_lanes(load_floats(scratch + WHOLE_TOTALS + query * 64))
     # The largest score, or the sink's, has weight 1. If none has, no score was a number, and the result is none.
     inverse = 1.0 / total if total > 0.5 else np.nan
     for column in range(width):
@@ -282,8 +311,8 @@ def _add_values(variant, tile):
     """``f(scratch, padded, values, row_width, first, end, ahead)``: add the weighted values of tokens first..end - 1 of
     a block to the sums of a tile, 32 columns at a time (sums of fewer would wait for each other); asks for the next.
 
-    A block's sum begins at zero: rounding errors grow with the number of additions one after another, and a context
-    has thousands of tokens.
+    A block's sum begins at zero, and so does that of LATEST blocks: rounding errors grow with the number of additions
+    one after another, and a context has thousands of tokens.
     """
     value_row, ahead_bytes, addresses = _LOADS[variant][1], _AHEAD[variant], spread(tile)
     nothing, add, put = zeros(tile, 2), add_products(tile, 2), add_sums(tile, 2)
@@ -350,6 +379,9 @@ def _attend(name, tile):
             for query in range(tile):
                 _softmax(record, scratch, query, padded, start)
             add_values(scratch, padded, block + value_offset, row_width, first, end, ahead + value_offset)
+            if number % LATEST == LATEST - 1:
+                for query in range(tile):
+                    _add_up_query(scratch, query, padded)
         for query in range(count):
             _finish_query(scratch, query, value_width, padded)
 

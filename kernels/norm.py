@@ -7,32 +7,44 @@ part by itself, which is cheaper than meeting at a barrier.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from edgellm.kernels.memory import float_at, get, int64_at, load_floats, set_float, store_floats
 from edgellm.kernels.quantize import quantize_block
 from edgellm.kernels.records import NORM as F
-from edgellm.kernels.simd import helper, share, splat_float, square_root, sum_lanes
+from edgellm.kernels.simd import helper, multiply_add, share, splat_float, sum_lanes
 
 
 @helper
 def _sum_of(source, width, mean, squared):
-    """Sum of (x - mean), or of its square, over a part."""
-    total, shift = splat_float(0.0), splat_float(mean)
+    """Sum of (x - mean), or of its square, over a part. Four sums keep rounding errors and waiting short."""
+    a = b = c = d = splat_float(0.0)
+    shift = splat_float(mean)
     column = 0
+    while column + 64 <= width:
+        place = source + 4 * column
+        u, v = load_floats(place) - shift, load_floats(place + 64) - shift
+        w, x = load_floats(place + 128) - shift, load_floats(place + 192) - shift
+        a, b = a + (u * u if squared else u), b + (v * v if squared else v)
+        c, d = c + (w * w if squared else w), d + (x * x if squared else x)
+        column += 64
     while column + 16 <= width:
         value = load_floats(source + 4 * column) - shift
-        total = total + (value * value if squared else value)
+        a = a + (value * value if squared else value)
         column += 16
     rest = 0.0
     while column < width:
-        value = float_at(source + 4 * column) - mean
-        rest += value * value if squared else value
+        single = float_at(source + 4 * column) - mean
+        rest += single * single if squared else single
         column += 1
-    return sum_lanes(total) + rest
+    return sum_lanes((a + b) + (c + d)) + rest
 
 
 @helper
-def _write(record, source, output, mean, factor, first, end):
-    """Columns first..end of a part: (x - mean) * factor * weight + bias (+ what is there)."""
+def _write(record, source, output, mean, factor, shift, first, end):
+    """Columns first..end of a part: ((x - mean) * factor + shift) * weight + bias (+ what is there)."""
     weight, bias, accumulate = (
         get(record, F.weight),
         get(record, F.bias),
@@ -40,7 +52,8 @@ def _write(record, source, output, mean, factor, first, end):
     )
     column = first
     while column + 16 <= end:
-        value = (load_floats(source + 4 * column) - splat_float(mean)) * splat_float(factor)
+        value = load_floats(source + 4 * column) - splat_float(mean)
+        value = multiply_add(value, splat_float(factor), splat_float(shift))
         if weight:
             value = value * load_floats(weight + 4 * column)
         if bias:
@@ -50,7 +63,7 @@ def _write(record, source, output, mean, factor, first, end):
         store_floats(output + 4 * column, value)
         column += 16
     while column < end:
-        single = (float_at(source + 4 * column) - mean) * factor
+        single = (float_at(source + 4 * column) - mean) * factor + shift
         if weight:
             single *= float_at(weight + 4 * column)
         if bias:
@@ -86,10 +99,12 @@ def kernel(variant):
             row, part = item // parts, item % parts
             source = get(record, F.input) + row * get(record, F.input_stride) + 4 * part * width
             output = get(record, F.output) + row * get(record, F.output_stride) + 4 * part * width
-            mean = _sum_of(source, width, 0.0, False) / width if centred else 0.0
+            mean = np.float32(_sum_of(source, width, 0.0, False) / width) if centred else np.float32(0.0)
             variance = _sum_of(source, width, mean, True) / width
-            factor = 1.0 / square_root(variance + float_at(get(record, F.epsilon)))
-            _write(record, source, output, mean, factor, first, end)
+            factor = 1.0 / math.sqrt(variance + float_at(get(record, F.epsilon)))
+            # The mean of what the rounded mean leaves, so that a row does not shift as a whole.
+            shift = -_sum_of(source, width, mean, False) / width * factor if centred else 0.0
+            _write(record, source, output, mean, factor, shift, first, end)
             if codes:
                 row_codes = codes + row * get(record, F.codes_stride)
                 row_scales = get(record, F.scales) + row * get(record, F.scales_stride)

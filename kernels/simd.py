@@ -228,11 +228,6 @@ def int_float(builder, bits):
     return builder.bitcast(builder.trunc(bits, _i32), _f32)
 
 
-@instruction(types.float32, types.float32)
-def square_root(builder, value):
-    return call_named(builder, "llvm.sqrt.f32", _f32, [value])
-
-
 def _binary(operation, vector, emit):
     """Let kernels write ``a + b`` on vectors."""
 

@@ -7,6 +7,8 @@ spoken, and tells how long after being spoken words were firm, and how many agre
 
 ``gaps FILES``: the files joined with silences of known lengths: whether words lie within the file they are of.
 
+``encoder FILES``: how far the encoder's output is from the reference executor's, on the beginning of each file.
+
 ``agreement FILES``: each file by itself: where its words differ from those of a peer, which ``--reference`` holds or
 which is asked (``--against``, ``--faster-whisper``); and from what was said, if ``--transcripts`` tells.
 """
@@ -22,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +35,7 @@ import numpy.typing as npt
 from edgellm.audio import SAMPLE_RATE, load_audio
 from edgellm.errors import EdgeLLMError, InvalidSettingError
 from edgellm.speech.agreement import plain
+from edgellm.speech.model import SAMPLES_PER_FRAME, WhisperModel
 from edgellm.speech.results import Word
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.transcriber import Transcriber
@@ -197,6 +201,48 @@ def _in_gap(word: Word, spans: Sequence[tuple[float, float]]) -> bool:
     return not any(word.start < end + _NEAR and word.end > start - _NEAR for start, end in spans)
 
 
+@dataclass(frozen=True)
+class EncoderFigures:
+    """What ``encoder`` measures.
+
+    Attributes:
+        windows: how many were encoded.
+        largest: difference of a number from the reference's.
+        mean: of all differences.
+        outside: numbers that are not close by ``numpy.isclose`` with both tolerances 1e-3.
+        values: the largest magnitude in the reference's results.
+    """
+
+    windows: int
+    largest: float
+    mean: float
+    outside: int
+    values: float
+
+
+def check_encoder(sounds: Sequence[Samples], model: str) -> EncoderFigures:
+    """Encode the first window of each sound with both executors, from the same log-mel frames."""
+    differences, outside, values = [], 0, 0.0
+    with (
+        closing(WhisperModel.load(model)) as compiled,
+        closing(WhisperModel.load(model, backend="reference")) as reference,
+    ):
+        most = 2 * compiled.graphs.encoder.source_length * SAMPLES_PER_FRAME
+        for each in (compiled, reference):
+            each.reserve(1, 1)
+        for sound in sounds:
+            frames = compiled.spectrogram(sound[:most]).copy()
+            for each in (compiled, reference):
+                each.encode(frames, 0)
+            exact = reference.encoded()
+            found = compiled.encoded()
+            differences.append(np.abs(found - exact))
+            outside += int((~np.isclose(found, exact, rtol=1e-3, atol=1e-3)).sum())
+            values = max(values, float(np.abs(exact).max()))
+    largest = max(float(difference.max()) for difference in differences)
+    return EncoderFigures(len(sounds), largest, float(np.mean(differences)), outside, values)
+
+
 def check_agreement(given: argparse.Namespace) -> None:
     """Print where transcripts differ."""
     if given.reference:
@@ -221,7 +267,7 @@ def check_agreement(given: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.tools.check_speech", description=__doc__.split("\n")[0])
-    parser.add_argument("kind", choices=["live", "silence", "gaps", "agreement"])
+    parser.add_argument("kind", choices=["live", "silence", "gaps", "encoder", "agreement"])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--model", default="tiny.en")
     parser.add_argument("--minutes", type=float, default=20.0, help="of silence")
@@ -255,6 +301,8 @@ def _check(given: argparse.Namespace) -> None:
     sounds = [load_audio(path) for path in given.files]
     if given.kind == "gaps":
         print(check_gaps(sounds, given.model, TranscriptionSettings(word_timestamps=True)))
+    elif given.kind == "encoder":
+        print(check_encoder(sounds, given.model))
     else:
         joined = np.concatenate(sounds)[: int(given.seconds * SAMPLE_RATE)]
         print(check_live(joined, given.model, given.listen.split()))

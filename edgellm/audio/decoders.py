@@ -27,7 +27,11 @@ _BLOCK_VALUES = 1 << 14
 """Samples of all channels decoded at once. Where a file is damaged, a whole block is lost: so not many."""
 
 
-_CUT_OFF_WAV = re.compile(r"^data : (\d+) \(should be (\d+)\)$", re.MULTILINE)
+_CUT_OFF = re.compile(  # what libsndfile logs of a wav, a w64, an aiff and an RF64 file
+    r"^(?:data|riff| SSND) : (?P<claimed>\d+) \(should be (?P<there>\d+)\)$"
+    r"|^\*\*\* Calculated frame count (?P<frames>\d+) does not match value from 'ds64' chunk of (?P<told>\d+)",
+    re.MULTILINE,
+)
 _UNKNOWN_BYTES = 0x7FFFFF00
 """Lengths from here on are what programs write that do not know it yet."""
 _CUT_OFF_OGG = ("Last page lacks an end-of-stream bit", "Junk after the last page")
@@ -212,9 +216,11 @@ def _to_float(block: npt.NDArray[Any]) -> Samples:
 
 
 def _claimed_frames(frames: int, log_text: str) -> int:
-    """How many frames a file was to have, of which libsndfile counts those that are there; its log tells of a wav."""
-    found = _CUT_OFF_WAV.search(log_text)
-    claimed, there = map(int, found.groups()) if found else (0, 0)
+    """How many frames a file was to have, of which libsndfile counts those that are there; its log tells of some."""
+    found = _CUT_OFF.search(log_text)
+    if found is None:
+        return frames
+    claimed, there = int(found["claimed"] or found["told"]), int(found["there"] or found["frames"])
     return frames * claimed // there if 0 < there < claimed < _UNKNOWN_BYTES else frames
 
 

@@ -42,6 +42,7 @@ AudioSource = str | os.PathLike[str] | npt.NDArray[Any] | Channel
 """A path, or samples: (samples,) or (samples, channels); or one channel of either."""
 
 _LONGEST_SECONDS = 1e7
+_DAMAGED = "it may be damaged or cut off: fetch or save it again"
 
 
 class AudioReader:
@@ -65,6 +66,7 @@ class AudioReader:
         self._split = split_channels and self.info.channels > 1 and channel is None
         self._columns = split_channels
         self._begun = False
+        self._all_numbers = True
 
     def __enter__(self) -> AudioReader:
         return self
@@ -124,7 +126,9 @@ class AudioReader:
         except CorruptFileError as error:
             if not decoded:
                 problem = f"breaks off before {self.start:g} s" if self.start > 0 else "cannot be decoded"
-                raise CorruptFileError(f"{self.info.name} {problem}: {error.message}", error.hint) from error
+                raise CorruptFileError(
+                    f"{self.info.name} {problem}: {error.message}", error.hint or _DAMAGED
+                ) from error
             self._warn(decoded, error.message)
             return
         if not decoded:
@@ -140,6 +144,9 @@ class AudioReader:
         clipped = np.clip(block, -1.0, 1.0)
         if np.isnan(np.dot(clipped.ravel(), clipped.ravel())):  # one pass, without a temporary array
             np.nan_to_num(clipped, copy=False, nan=0.0)
+            if self._all_numbers:
+                self._all_numbers = False
+                log.warning("%s holds values that are no numbers; they count as silence", self.info.name)
         if self._split or clipped.shape[1] == 1:
             return clipped
         return np.asarray(clipped @ np.full((clipped.shape[1], 1), 1 / clipped.shape[1], np.float32), np.float32)
@@ -254,7 +261,7 @@ def _decoder(path: Path) -> Decoder:
         return ContainerDecoder(path, container)
     except CorruptFileError as error:
         message = error.message if str(path) in error.message else f"{path} cannot be decoded: {error.message}"
-        raise CorruptFileError(message, error.hint) from error
+        raise CorruptFileError(message, error.hint or _DAMAGED) from error
 
 
 def _regrouped(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:

@@ -94,22 +94,49 @@ def test_a_length_that_is_not_known_yet(tmp_path: Path, said: int, caplog: pytes
     assert not caplog.text
 
 
-@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.ogg"])
+WITH_LENGTH = {"a.wav": "WAV", "a.aiff": "AIFF", "a.w64": "W64", "b.wav": "RF64"}
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg", *WITH_LENGTH])
 def test_truncated(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     """What is there of a file that breaks off is given, with a warning."""
     noise = np.random.default_rng(1).normal(size=16_000 * 10) * 0.1
     path = tmp_path / name
-    soundfile.write(path, noise, 16_000)
+    soundfile.write(path, noise, 16_000, format=WITH_LENGTH.get(name))
     content = path.read_bytes()
+    with caplog.at_level(logging.WARNING):
+        assert len(load_audio(path)) == len(noise)
+    assert not caplog.text
     path.write_bytes(content[: len(content) // 2])
     with caplog.at_level(logging.WARNING):
         samples = load_audio(path)
     assert 3.5 * 16_000 < len(samples) < 6.5 * 16_000
     assert f"{name} breaks off after" in caplog.text
-    if name == "a.wav":
+    if name in WITH_LENGTH:
         assert "its header speaks of 10.00 s" in caplog.text
     with pytest.raises(EdgeLLMError, match=f"{name} breaks off before 8 s: "):
         load_audio(path, start=8)
+
+
+def test_a_header_alone(tmp_path: Path) -> None:
+    """What cannot be decoded at all is told with what to do."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.zeros(1600), 16_000)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(CorruptFileError, match="fetch or save it again"):
+        load_audio(path)
+
+
+def test_values_that_are_no_numbers_are_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.wav"
+    samples = np.full(100_000, np.nan, np.float32)
+    samples[50_000:60_000] = 0.5
+    soundfile.write(path, samples, 16_000, subtype="FLOAT")
+    with caplog.at_level(logging.WARNING):
+        heard = load_audio(path)
+    assert (heard[50_000:60_000] == 0.5).all()
+    assert not heard[:50_000].any()
+    assert caplog.text.count("no numbers") == 1
 
 
 def test_damaged_in_the_middle(tmp_path: Path) -> None:

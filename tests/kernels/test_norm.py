@@ -45,16 +45,16 @@ def normalize(
 def exact(kind: str, x: Doubles, weight: Doubles, bias: Doubles) -> tuple[Doubles, Doubles]:
     """The result for parts (n, width), and how far roundings may lead from it.
 
-    Sums run over width / 16 vectors, then 4 halvings, then a rest in double precision. The mean's error shifts each
-    value; the mean square has the relative error of its sum, of the squares and of the (shifted) values; the square
-    root halves that and adds five roundings of its own with those of the factor. Then follow the products.
+    Sums run over width / 64 vectors and up to three more, then 6 halvings, then a rest in double precision. What the
+    rounded mean leaves is taken off too, so that only the error of that and its roundings shift each value; the mean
+    square has the relative error of its sum, of the squares and of the (shifted) values; the square root halves that
+    and adds roundings of its own with those of the factor. Then follow the products.
     """
     width = x.shape[1]
-    adding = gamma(width // 16 + 5)
-    magnitude = np.abs(x).mean(axis=1, keepdims=True)
+    adding = gamma(width // 64 + 3 + 6 + 1)
     mean = x.mean(axis=1, keepdims=True) if kind == "layer" else np.zeros((len(x), 1))
-    shift = (adding + 2 * UNIT) * magnitude if kind == "layer" else np.zeros((len(x), 1))
     centred = x - mean
+    shift = (adding + 2 * UNIT) * np.abs(centred).mean(axis=1, keepdims=True) if kind == "layer" else 0 * mean
     variance = np.square(centred).mean(axis=1, keepdims=True)
     below = variance + EPSILON
     # (c + s)^2 where s is the shift and a rounding of c: the mean square moves by 2 s |c| + s^2.

@@ -1,13 +1,16 @@
-"""`check_speech`: texts of others, and wrong input."""
+"""`check_speech`: the encoder, texts of others, and wrong input."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny_whisper
 
+from edgellm.convert import ConvertSettings, convert_whisper
 from edgellm.errors import EdgeLLMError
-from edgellm.tools.check_speech import main
+from edgellm.tools.check_speech import check_encoder, main
 from edgellm.tools.speech_agreement import read_texts
 
 
@@ -36,6 +39,18 @@ def test_texts_are_read_from_both_forms(tmp_path: Path) -> None:
     lines.write_text('{"file": "sounds/a.wav", "text": "one two"}\n')
     table.write_text("file\ttext\na.wav\tone two\n")
     assert read_texts(lines) == read_texts(table) == {"a.wav": "one two"}
+
+
+@pytest.mark.parametrize(("kind", "least", "most"), [("f32", 0, 1e-5), ("q8_0", 1e-4, 1)])
+def test_the_encoder_is_compared_with_the_reference(kind: str, least: float, most: float, tmp_path: Path) -> None:
+    tiny_whisper.write_ctranslate2(tmp_path, tiny_whisper.tensors())
+    path = convert_whisper(tmp_path, tmp_path / "model.gguf", ConvertSettings(kind)).path
+    random = np.random.default_rng(0)
+    sounds = [random.standard_normal(count).astype(np.float32) for count in (9, 9**6)]
+    figures = check_encoder(sounds, str(path))
+    assert figures.windows == 2
+    assert (figures.outside == 0) == (kind == "f32")
+    assert least <= figures.mean <= figures.largest <= most < figures.values
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[]", b'{"file": 1}', b"text\n"])
