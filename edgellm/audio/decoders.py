@@ -28,8 +28,9 @@ _BLOCK_VALUES = 1 << 14
 
 
 _CUT_OFF = re.compile(  # what libsndfile logs of a wav, a w64, an aiff and an RF64 file
-    r"^(?:data|riff| SSND) : (?P<claimed>\d+) \(should be (?P<there>\d+)\)$"
-    r"|^\*\*\* Calculated frame count (?P<frames>\d+) does not match value from 'ds64' chunk of (?P<told>\d+)",
+    r"^(?:data|riff| SSND) : (?P<claimed>\d{1,20}) \(should be (?P<there>\d{1,20})\)$"
+    r"|^\*\*\* Calculated frame count (?P<frames>\d{1,20}) does not match value "
+    r"from 'ds64' chunk of (?P<told>\d{1,20})",
     re.MULTILINE,
 )
 _UNKNOWN_BYTES = 0x7FFFFF00

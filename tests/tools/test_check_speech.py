@@ -49,7 +49,7 @@ def test_the_encoder_is_compared_with_the_reference(kind: str, least: float, mos
     sounds = [random.standard_normal(count).astype(np.float32) for count in (9, 9**6)]
     figures = check_encoder(sounds, str(path))
     assert figures.windows == 2
-    assert (figures.outside == 0) == (kind == "f32")
+    assert (figures.beyond == 0) == (kind == "f32")
     assert least <= figures.mean <= figures.largest <= most < figures.values
 
 
