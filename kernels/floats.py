@@ -17,6 +17,7 @@ from edgellm.kernels.records import MATMUL as F
 from edgellm.kernels.simd import (
     FLOATS,
     FLOATS_IR,
+    add_exactly_ir,
     call_named,
     helper,
     instruction,
@@ -24,16 +25,18 @@ from edgellm.kernels.simd import (
     share,
     splat_float,
     splat_ir,
+    with_rest_ir,
 )
 
 TILE = 4
 # Rows at once where there are many. Four sums wait for their additions half of the time; with more rows than eight,
 # their places in wide inputs would push each other out of the first-level cache, whose sets have eight lines.
 LARGE_TILE = 8 if MANY_REGISTERS else TILE
-# Products of SPAN columns are added up first, then the sums of LONG_SPAN columns, then those: rounding errors grow with
-# the number of additions one after another, and the encoder of Whisper base, whose rows reach 500 on the way to results
-# of up to 24, makes much of small ones.
-SPAN, LONG_SPAN = 32, 256
+# Products of SPAN columns are added up first, then their sums, and what these additions round off is kept: rounding
+# errors grow with the number of additions one after another, and some rows in Whisper amplify them a thousand times.
+# Shorter spans round less, but spans of 8 cost half-precision weights a tenth of their speed.
+SPAN = 16
+ROW_SPAN = 4 * SPAN  # of a single row, which has four sums
 
 
 VARIANTS = tuple(sorted(FLOAT_FORMATS))
@@ -56,16 +59,33 @@ def _column_products(rows):
     return add_column
 
 
-def _add_tiles(rows):
-    """An instruction: the sums of two tiles."""
-    tile = types.UniTuple(FLOATS, rows)
+def _add_exactly(rows):
+    """An instruction: add the sums of spans to totals, behind which is what was rounded off so far."""
+    tile, pair = types.UniTuple(FLOATS, rows), types.UniTuple(FLOATS, 2 * rows)
 
-    @instruction(tile, tile, tile)
-    def add(builder, a, b):
+    @instruction(pair, pair, tile)
+    def add(builder, totals, sums):
         for row in range(rows):
-            value = builder.fadd(builder.extract_value(a, row), builder.extract_value(b, row))
-            a = builder.insert_value(a, value, row)
-        return a
+            total, rest = builder.extract_value(totals, row), builder.extract_value(totals, rows + row)
+            total, rest = add_exactly_ir(builder, total, rest, builder.extract_value(sums, row))
+            totals = builder.insert_value(totals, total, row)
+            totals = builder.insert_value(totals, rest, rows + row)
+        return totals
+
+    return add
+
+
+def _add_rests(rows):
+    """An instruction: totals with what was rounded off."""
+    tile, pair = types.UniTuple(FLOATS, rows), types.UniTuple(FLOATS, 2 * rows)
+
+    @instruction(tile, pair)
+    def add(builder, totals):
+        result = ir.Constant(ir.ArrayType(FLOATS_IR, rows), ir.Undefined)
+        for row in range(rows):
+            total, rest = builder.extract_value(totals, row), builder.extract_value(totals, rows + row)
+            result = builder.insert_value(result, with_rest_ir(builder, total, rest), row)
+        return result
 
     return add
 
@@ -79,20 +99,22 @@ def _sums_of_spans(name, rows):
     """``f(weights, columns, x, stride)``: the products of 16 weight rows and a tile of activation rows, ``stride``
     bytes apart. Every column's product is added in the same order, however many rows a tile has."""
     size, load, add_column = FORMATS[name].code_bytes, _weights_of(name), _column_products(rows)
-    nothing, add = zeros(rows, 1), _add_tiles(rows)
+    nothing, no_totals = zeros(rows, 1), zeros(rows, 2)
+    add_exactly, add_rests = _add_exactly(rows), _add_rests(rows)
 
     @helper
     def sums(weights, columns, x, stride):
-        total = nothing()
-        for start in range(0, columns, LONG_SPAN):
-            long_sum, stop = nothing(), min(start + LONG_SPAN, columns)
-            for first in range(start, stop, SPAN):
-                span_sum = nothing()
-                for column in range(first, min(first + SPAN, stop)):
-                    span_sum = add_column(span_sum, load(weights + column * size), x + 4 * column, stride)
-                long_sum = add(long_sum, span_sum)
-            total = add(total, long_sum)
-        return total
+        totals = no_totals()
+        whole = columns // SPAN * SPAN
+        for first in range(0, whole, SPAN):
+            span_sum = nothing()
+            for column in range(first, first + SPAN):
+                span_sum = add_column(span_sum, load(weights + column * size), x + 4 * column, stride)
+            totals = add_exactly(totals, span_sum)
+        span_sum = nothing()
+        for column in range(whole, columns):
+            span_sum = add_column(span_sum, load(weights + column * size), x + 4 * column, stride)
+        return add_rests(add_exactly(totals, span_sum))
 
     return sums
 
@@ -119,6 +141,7 @@ def group_products(name):
     The address of scales and what follows are not used.
     """
     size, load, sums = FORMATS[name].code_bytes, _weights_of(name), _sums_of_spans(name, TILE)
+    no_totals, add_exactly, add_rests = zeros(1, 2), _add_exactly(1), _add_rests(1)
 
     @helper
     def four_rows(record, weights, columns, x, s, output, bias, turn):
@@ -127,11 +150,11 @@ def group_products(name):
 
     @helper
     def one_row(record, weights, columns, x, s, output, bias, turn):
-        total = splat_float(0.0)
-        for first in range(0, columns, LONG_SPAN):
+        totals = no_totals()
+        for first in range(0, columns, ROW_SPAN):
             # Four sums hide the latency of the additions.
             a = b = c = d = splat_float(0.0)
-            column, end = first, min(first + LONG_SPAN, columns)
+            column, end = first, min(first + ROW_SPAN, columns)
             while column + 4 <= end:
                 place, start = x + 4 * column, weights + column * size
                 prefetch(start + 2048)
@@ -143,7 +166,8 @@ def group_products(name):
             while column < end:
                 a = multiply_add(load(weights + column * size), broadcast_float(x + 4 * column), a)
                 column += 1
-            total = total + ((a + b) + (c + d))
+            totals = add_exactly(totals, ((a + b) + (c + d),))
+        total = add_rests(totals)[0]
         store_result(total, output, bias, get(record, F.accumulate))
 
     return four_rows, one_row, TILE

@@ -2,7 +2,7 @@
 
 Two vector types exist, ``FLOATS`` (16 float32) and ``INTS`` (16 int32; also read as 64 bytes). LLVM lowers them to
 one AVX-512 register, two of AVX2 or four of NEON, so one source serves all. `edgellm.kernels.memory` loads and stores
-them.
+them. Where roundings matter more than time a third serves, ``DOUBLES`` (16 float64, twice as many registers).
 
 Only what plain LLVM IR cannot say is chosen by the target's features (`dot4`, `lookup16`, half precision): a
 target-specific instruction that the target lacks would abort the process.
@@ -42,6 +42,8 @@ class _VectorModel(models.PrimitiveModel):
 
 FLOATS = Vector("floats", _f32)
 INTS = Vector("ints", _i32)
+DOUBLES = Vector("doubles", ir.DoubleType())
+DOUBLES_IR = ir.VectorType(ir.DoubleType(), LANES)
 FLOATS_IR, INTS_IR, BYTES_IR = ir.VectorType(_f32, 16), ir.VectorType(_i32, 16), ir.VectorType(_i8, 64)
 
 
@@ -117,12 +119,43 @@ def join(builder, parts):
     return parts[0]
 
 
+def add_exactly_ir(builder, total, rest, value):
+    """A value added to a total, and what that rounds off to ``rest``.
+
+    Dekker's Fast2Sum (1971): exact where the total is larger than the value, and nearly so otherwise.
+    """
+    result = builder.fadd(total, value)
+    rounded_off = builder.fsub(value, builder.fsub(result, total))
+    return result, builder.fadd(rest, rounded_off)
+
+
+def with_rest_ir(builder, total, rest):
+    """A total with what was rounded off on the way; without, where that is no number, as behind an infinite total."""
+    result = builder.fadd(total, rest)
+    return builder.select(builder.fcmp_ordered("==", result, result), result, total)
+
+
 # -- making vectors ----------------------------------------------------------------------------------------------
 
 
 @instruction(FLOATS, types.float32)
 def splat_float(builder, value):
     return splat_ir(builder, value)
+
+
+@instruction(DOUBLES, types.float64)
+def splat_double(builder, value):
+    return splat_ir(builder, value)
+
+
+@instruction(DOUBLES, FLOATS)
+def to_doubles(builder, value):
+    return builder.fpext(value, DOUBLES_IR)
+
+
+@instruction(FLOATS, DOUBLES)
+def round_to_floats(builder, value):
+    return builder.fptrunc(value, FLOATS_IR)
 
 
 @instruction(INTS, types.int64)
@@ -172,6 +205,20 @@ def minimum(builder, a, b):
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
+@instruction(types.UniTuple(FLOATS, 2), FLOATS, FLOATS, FLOATS)
+def add_exactly(builder, total, rest, value):
+    """`add_exactly_ir` for kernels."""
+    results = add_exactly_ir(builder, total, rest, value)
+    pair = ir.Constant(ir.ArrayType(FLOATS_IR, 2), ir.Undefined)
+    return builder.insert_value(builder.insert_value(pair, results[0], 0), results[1], 1)
+
+
+@instruction(FLOATS, FLOATS, FLOATS)
+def with_rest(builder, total, rest):
+    """`with_rest_ir` for kernels."""
+    return with_rest_ir(builder, total, rest)
+
+
 @instruction(FLOATS, FLOATS)
 def absolute(builder, a):
     return call_named(builder, "llvm.fabs.v16f32", FLOATS_IR, [a])
@@ -199,6 +246,11 @@ def _reduce(builder, vector, combine):
 
 @instruction(types.float32, FLOATS)
 def sum_lanes(builder, vector):
+    return _reduce(builder, vector, builder.fadd)
+
+
+@instruction(types.float64, DOUBLES)
+def sum_double_lanes(builder, vector):
     return _reduce(builder, vector, builder.fadd)
 
 
@@ -247,6 +299,9 @@ _binary(operator.add, FLOATS, lambda builder, a, b: builder.fadd(a, b))
 _binary(operator.sub, FLOATS, lambda builder, a, b: builder.fsub(a, b))
 _binary(operator.mul, FLOATS, lambda builder, a, b: builder.fmul(a, b))
 _binary(operator.truediv, FLOATS, lambda builder, a, b: builder.fdiv(a, b))
+_binary(operator.add, DOUBLES, lambda builder, a, b: builder.fadd(a, b))
+_binary(operator.sub, DOUBLES, lambda builder, a, b: builder.fsub(a, b))
+_binary(operator.mul, DOUBLES, lambda builder, a, b: builder.fmul(a, b))
 _binary(operator.add, INTS, lambda builder, a, b: builder.add(a, b))
 _binary(operator.sub, INTS, lambda builder, a, b: builder.sub(a, b))
 _binary(operator.mul, INTS, lambda builder, a, b: builder.mul(a, b))

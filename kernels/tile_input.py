@@ -18,6 +18,7 @@ from edgellm.kernels.memory import copy_int32, get, int64_at
 from edgellm.kernels.quantize import FINE_STEP, NOT_FINITE, STEP
 from edgellm.kernels.records import TILE_INPUT as F
 from edgellm.kernels.simd import (
+    DOUBLES_IR,
     FLOATS_IR,
     INTS_IR,
     LANES,
@@ -33,7 +34,6 @@ from edgellm.kernels.tile_layout import KIND, PIECE_BYTES, ROWS, SCALES
 
 VARIANTS = ("int8", "int8_fine", "codes")
 _i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_DOUBLES_IR = ir.VectorType(ir.DoubleType(), LANES)
 
 
 def _doubles(value):
@@ -76,7 +76,7 @@ def _scales_ir(builder, rows):
     bits = [[builder.and_(builder.bitcast(half, INTS_IR), magnitude) for half in row] for row in rows]
     # As integers the bits of magnitudes are in the order of the numbers, and what is not finite comes last.
     peak_bits = fold(builder, [larger(*row) for row in bits], larger)
-    peaks = builder.fpext(builder.bitcast(peak_bits, FLOATS_IR), _DOUBLES_IR)
+    peaks = builder.fpext(builder.bitcast(peak_bits, FLOATS_IR), DOUBLES_IR)
     finite = builder.icmp_signed("<", peak_bits, ints_constant(NOT_FINITE))
     nan, none = _doubles(float("nan")), _doubles(0.0)
     d = builder.select(finite, builder.fmul(peaks, _doubles(STEP)), nan)
@@ -116,7 +116,7 @@ def _kinds_ir(builder, codes, d):
     sums = fold(builder, both, builder.add)
     low = builder.ashr(builder.shl(sums, sixteen), sixteen)
     high = builder.ashr(builder.sub(sums, low), sixteen)
-    low, high = (builder.fmul(d, builder.sitofp(half, _DOUBLES_IR)) for half in (low, high))
+    low, high = (builder.fmul(d, builder.sitofp(half, DOUBLES_IR)) for half in (low, high))
     return [builder.fptrunc(kind, FLOATS_IR) for kind in (d, builder.fadd(low, high), low, high)]
 
 

@@ -178,15 +178,24 @@ def test_float_weights(
 @pytest.mark.parametrize("type_name", FLOAT_TYPES)
 @pytest.mark.parametrize("tier", TIERS)
 def test_rounding_errors_do_not_grow_with_the_width(tier: str, type_name: str, rows: int) -> None:
-    """Sums of thousands of equal products, each rounded in the same direction for long, have the roundings of the spans
-    in which they are added up, or of the four sums of a single row."""
+    """Sums of thousands of equal products, each rounded in the same direction for long, have the roundings of one span,
+    of joining the four sums of a single row, and of the result."""
     columns = 8192 + 5
     raw = np.tile(random_floats(type_name, 64, 1, "ordinary", np.random.default_rng(5)), (1, columns))
     result, _ = multiply(tier, type_name, raw, np.ones((rows, columns), np.float32))
     exact = decoded(raw, type_name).sum(axis=1)
-    span, long_span = floats.SPAN, floats.LONG_SPAN
-    roundings = max(span + long_span // span, long_span // 4 + 2) + -(-columns // long_span) + 1
+    roundings = max(floats.SPAN, floats.ROW_SPAN // 4 + 2) + 1
     assert (np.abs(result - exact) <= gamma(roundings) * np.abs(exact) + columns * TINY).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("rows", [1, 4, 8])
+@pytest.mark.parametrize("tier", TIERS)
+def test_sums_beyond_float32_are_infinite(tier: str, rows: int, sign: int) -> None:
+    """What is rounded off them is no number."""
+    raw = np.full((32, 100), 3e38, np.float32).view(np.uint8)
+    result, _ = multiply(tier, "F32", raw, np.full((rows, 100), sign, np.float32))
+    assert (result == sign * np.inf).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
