@@ -3,6 +3,9 @@
 Variants: ``rms``, ``layer``. A part is a whole row or one head of it. A row's parts are shared among the threads;
 when a step has fewer rows than threads the columns of each part are shared instead, and every thread sums the whole
 part by itself, which is cheaper than meeting at a barrier.
+
+LayerNorm is computed in float64 and rounded once: what is wrong with a mean or a factor is wrong with a whole row, and
+the encoders of Whisper amplify it. RMSNorm rounds each step to float32, as the models do that have it.
 """
 
 from __future__ import annotations
@@ -14,37 +17,50 @@ import numpy as np
 from edgellm.kernels.memory import float_at, get, int64_at, load_floats, set_float, store_floats
 from edgellm.kernels.quantize import quantize_block
 from edgellm.kernels.records import NORM as F
-from edgellm.kernels.simd import helper, multiply_add, share, splat_float, sum_lanes
+from edgellm.kernels.simd import (
+    helper,
+    round_to_floats,
+    share,
+    splat_double,
+    splat_float,
+    sum_double_lanes,
+    sum_lanes,
+    to_doubles,
+)
 
 
 @helper
-def _sum_of(source, width, mean, squared):
-    """Sum of (x - mean), or of its square, over a part. Four sums keep rounding errors and waiting short."""
-    a = b = c = d = splat_float(0.0)
-    shift = splat_float(mean)
+def _doubles(place):
+    """16 numbers as float64."""
+    return to_doubles(load_floats(place))
+
+
+@helper
+def _double(place):
+    return np.float64(float_at(place))
+
+
+@helper
+def _moments(source, width, shift):
+    """Sums of x - shift and of its square over a part."""
+    sums = squares = splat_double(0.0)
     column = 0
-    while column + 64 <= width:
-        place = source + 4 * column
-        u, v = load_floats(place) - shift, load_floats(place + 64) - shift
-        w, x = load_floats(place + 128) - shift, load_floats(place + 192) - shift
-        a, b = a + (u * u if squared else u), b + (v * v if squared else v)
-        c, d = c + (w * w if squared else w), d + (x * x if squared else x)
-        column += 64
     while column + 16 <= width:
-        value = load_floats(source + 4 * column) - shift
-        a = a + (value * value if squared else value)
+        value = _doubles(source + 4 * column) - splat_double(shift)
+        sums, squares = sums + value, squares + value * value
         column += 16
-    rest = 0.0
+    total, square = sum_double_lanes(sums), sum_double_lanes(squares)
     while column < width:
-        single = float_at(source + 4 * column) - mean
-        rest += single * single if squared else single
+        single = _double(source + 4 * column) - shift
+        total += single
+        square += single * single
         column += 1
-    return sum_lanes((a + b) + (c + d)) + rest
+    return total, square
 
 
 @helper
-def _write(record, source, output, mean, factor, shift, first, end):
-    """Columns first..end of a part: ((x - mean) * factor + shift) * weight + bias (+ what is there)."""
+def _write_layer(record, source, output, mean, factor, first, end):
+    """Columns first..end of a part: (x - mean) * factor * weight + bias (+ what is there)."""
     weight, bias, accumulate = (
         get(record, F.weight),
         get(record, F.bias),
@@ -52,8 +68,60 @@ def _write(record, source, output, mean, factor, shift, first, end):
     )
     column = first
     while column + 16 <= end:
-        value = load_floats(source + 4 * column) - splat_float(mean)
-        value = multiply_add(value, splat_float(factor), splat_float(shift))
+        value = (_doubles(source + 4 * column) - splat_double(mean)) * splat_double(factor)
+        if weight:
+            value = value * _doubles(weight + 4 * column)
+        if bias:
+            value = value + _doubles(bias + 4 * column)
+        if accumulate:
+            value = value + _doubles(output + 4 * column)
+        store_floats(output + 4 * column, round_to_floats(value))
+        column += 16
+    while column < end:
+        single = (_double(source + 4 * column) - mean) * factor
+        if weight:
+            single *= _double(weight + 4 * column)
+        if bias:
+            single += _double(bias + 4 * column)
+        if accumulate:
+            single += _double(output + 4 * column)
+        set_float(output + 4 * column, np.float32(single))
+        column += 1
+
+
+@helper
+def _sum_of_squares(source, width):
+    """Sum of x^2 over a part. Four sums keep rounding errors and waiting short."""
+    a = b = c = d = splat_float(0.0)
+    column = 0
+    while column + 64 <= width:
+        place = source + 4 * column
+        u, v, w, x = load_floats(place), load_floats(place + 64), load_floats(place + 128), load_floats(place + 192)
+        a, b, c, d = a + u * u, b + v * v, c + w * w, d + x * x
+        column += 64
+    while column + 16 <= width:
+        value = load_floats(source + 4 * column)
+        a = a + value * value
+        column += 16
+    rest = 0.0
+    while column < width:
+        single = float_at(source + 4 * column)
+        rest += single * single
+        column += 1
+    return sum_lanes((a + b) + (c + d)) + rest
+
+
+@helper
+def _write_rms(record, source, output, factor, first, end):
+    """Columns first..end of a part: x * factor * weight + bias (+ what is there)."""
+    weight, bias, accumulate = (
+        get(record, F.weight),
+        get(record, F.bias),
+        get(record, F.accumulate),
+    )
+    column = first
+    while column + 16 <= end:
+        value = load_floats(source + 4 * column) * splat_float(factor)
         if weight:
             value = value * load_floats(weight + 4 * column)
         if bias:
@@ -63,7 +131,7 @@ def _write(record, source, output, mean, factor, shift, first, end):
         store_floats(output + 4 * column, value)
         column += 16
     while column < end:
-        single = (float_at(source + 4 * column) - mean) * factor + shift
+        single = float_at(source + 4 * column) * factor
         if weight:
             single *= float_at(weight + 4 * column)
         if bias:
@@ -74,12 +142,31 @@ def _write(record, source, output, mean, factor, shift, first, end):
         column += 1
 
 
-VARIANTS = ("rms", "layer")
+@helper
+def _rms_part(record, source, output, width, first, end):
+    mean_square = _sum_of_squares(source, width) / width
+    factor = 1.0 / math.sqrt(mean_square + float_at(get(record, F.epsilon)))
+    _write_rms(record, source, output, factor, first, end)
+
+
+@helper
+def _layer_part(record, source, output, width, first, end):
+    # The first number is taken off: what all have in common would drown their differences. That one of them is zero
+    # then keeps the variance, a difference of two sums, well above their roundings.
+    shift = _double(source)
+    total, square = _moments(source, width, shift)
+    rest = total / width
+    factor = 1.0 / math.sqrt(square / width - rest * rest + float_at(get(record, F.epsilon)))
+    _write_layer(record, source, output, shift + rest, factor, first, end)
+
+
+_PARTS = {"rms": _rms_part, "layer": _layer_part}
+VARIANTS = tuple(_PARTS)
 
 
 def kernel(variant):
     """The normalization kernel of one kind."""
-    centred = variant == "layer"
+    normalize_part = _PARTS[variant]
 
     def norm(record, thread, threads):
         rows, parts, width = (
@@ -99,12 +186,7 @@ def kernel(variant):
             row, part = item // parts, item % parts
             source = get(record, F.input) + row * get(record, F.input_stride) + 4 * part * width
             output = get(record, F.output) + row * get(record, F.output_stride) + 4 * part * width
-            mean = np.float32(_sum_of(source, width, 0.0, False) / width) if centred else np.float32(0.0)
-            variance = _sum_of(source, width, mean, True) / width
-            factor = 1.0 / math.sqrt(variance + float_at(get(record, F.epsilon)))
-            # The mean of what the rounded mean leaves, so that a row does not shift as a whole.
-            shift = -_sum_of(source, width, mean, False) / width * factor if centred else 0.0
-            _write(record, source, output, mean, factor, shift, first, end)
+            normalize_part(record, source, output, width, first, end)
             if codes:
                 row_codes = codes + row * get(record, F.codes_stride)
                 row_scales = get(record, F.scales) + row * get(record, F.scales_stride)
