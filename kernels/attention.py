@@ -15,7 +15,6 @@ import numpy as np
 
 from edgellm.kernels.attention_layout import (
     BLOCK_TOKENS,
-    LATEST,
     OUTPUT,
     PEAK,
     POSITION,
@@ -23,13 +22,21 @@ from edgellm.kernels.attention_layout import (
     STATE_BYTES,
     SUMS,
     TILE,
+    TOTAL_RESTS,
     TOTALS,
     WEIGHTS,
     WEIGHTS_BYTES,
-    WHOLE_TOTALS,
     WIDE_TILE,
 )
-from edgellm.kernels.attention_tiles import add_products, add_sums, load_addresses, spread, store_sums, zeros
+from edgellm.kernels.attention_tiles import (
+    add_products,
+    add_sums,
+    add_sums_exactly,
+    load_addresses,
+    spread,
+    store_sums,
+    zeros,
+)
 from edgellm.kernels.memory import (
     broadcast_float,
     float_at,
@@ -48,6 +55,7 @@ from edgellm.kernels.memory import (
 from edgellm.kernels.records import ATTENTION as F
 from edgellm.kernels.simd import (
     TARGET,
+    add_exactly,
     any_greater,
     exponential,
     helper,
@@ -61,6 +69,7 @@ from edgellm.kernels.simd import (
     tanh,
     to_floats,
     where_not_greater,
+    with_rest,
 )
 
 # Columns that are added up before their sum is added to a score, so that rounding errors stay small; keys in half
@@ -127,8 +136,9 @@ def _mask(scores, lane, first, last):
 
 @helper
 def _sums_of(scratch, query, padded):
-    """Where a query's sums of values are: of the latest blocks, and of all before."""
-    return scratch + SUMS + query * 4 * padded, scratch + SUMS + (WIDE_TILE + query) * 4 * padded
+    """Where a query's sums of values are, and what was rounded off them."""
+    sums = scratch + SUMS + query * 4 * padded
+    return sums, sums + WIDE_TILE * 4 * padded
 
 
 @helper
@@ -139,28 +149,13 @@ def _shrink(place, bytes_, factor):
 
 
 @helper
-def _add_up(latest, whole, bytes_):
-    """Add the sums of the latest blocks to those of all before, and begin anew."""
-    for offset in range(0, bytes_, 64):
-        store_floats(whole + offset, load_floats(whole + offset) + load_floats(latest + offset))
-        store_floats(latest + offset, splat_float(0.0))
-
-
-@helper
-def _add_up_query(scratch, query, padded):
-    latest, whole = _sums_of(scratch, query, padded)
-    _add_up(latest, whole, 4 * padded)
-    _add_up(scratch + TOTALS + query * 64, scratch + WHOLE_TOTALS + query * 64, 64)
-
-
-@helper
 def _softmax(record, scratch, query, padded, block_start):
     """Scores of one query against one block to weights, relative to the maximum so far."""
     constants = get(record, F.constants)
     weights = scratch + WEIGHTS + query * WEIGHTS_BYTES
     low, high = load_floats(weights), load_floats(weights + 64)
     state = scratch + query * STATE_BYTES
-    totals = scratch + TOTALS + query * 64
+    totals, rests = scratch + TOTALS + query * 64, scratch + TOTAL_RESTS + query * 64
     low, high = low * broadcast_float(constants), high * broadcast_float(constants)
     cap = float_at(constants + 4)
     if cap != 0.0:
@@ -171,22 +166,23 @@ def _softmax(record, scratch, query, padded, block_start):
     last = position - block_start
     if first > 0 or last < BLOCK_TOKENS - 1:
         low, high = _mask(low, 0, first, last), _mask(high, 16, first, last)
-    peak, total = float_at(state + PEAK), load_floats(totals)
+    peak, total, rest = float_at(state + PEAK), load_floats(totals), load_floats(rests)
     largest = maximum(low, high)
     if any_greater(largest, splat_float(peak)):
         new_peak = max_lanes(largest)
         shrink = exponential(splat_float(peak - new_peak))
-        total = total * shrink
-        _shrink(scratch + WHOLE_TOTALS + query * 64, 64, shrink)
-        latest, whole = _sums_of(scratch, query, padded)
-        _shrink(latest, 4 * padded, shrink)
-        _shrink(whole, 4 * padded, shrink)
+        total, rest = total * shrink, rest * shrink
+        sums, sum_rests = _sums_of(scratch, query, padded)
+        _shrink(sums, 4 * padded, shrink)
+        _shrink(sum_rests, 4 * padded, shrink)
         set_float(state + PEAK, new_peak)
         peak = new_peak
     low, high = exponential(low - splat_float(peak)), exponential(high - splat_float(peak))
     store_floats(weights, low)
     store_floats(weights + 64, high)
-    store_floats(totals, total + (low + high))
+    total, rest = add_exactly(total, rest, low + high)
+    store_floats(totals, total)
+    store_floats(rests, rest)
 
 
 @helper
@@ -203,25 +199,27 @@ def _start_query(record, scratch, query, index, head, padded):
     set_int64(state + POSITION, position)
     sinks = get(record, F.sinks)
     store_floats(scratch + TOTALS + query * 64, splat_float(0.0))
-    store_floats(scratch + WHOLE_TOTALS + query * 64, splat_float(0.0))
+    store_floats(scratch + TOTAL_RESTS + query * 64, splat_float(0.0))
     set_float(state + PEAK, _START)
     if sinks:  # takes part in the sum, but has no value
         set_float(state + PEAK, float_at(sinks + 4 * query_head))
         set_float(scratch + TOTALS + query * 64, 1.0)
-    latest, whole = _sums_of(scratch, query, padded)
+    sums, rests = _sums_of(scratch, query, padded)
     for offset in range(0, 4 * padded, 64):
-        store_floats(latest + offset, splat_float(0.0))
-        store_floats(whole + offset, splat_float(0.0))
+        store_floats(sums + offset, splat_float(0.0))
+        store_floats(rests + offset, splat_float(0.0))
     return position
 
 
 @helper
 def _finish_query(scratch, query, width, padded):
     """Divide a query's sums by its total and write them out."""
-    _add_up_query(scratch, query, padded)
     output = int64_at(scratch + query * STATE_BYTES + OUTPUT)
-    _, sums = _sums_of(scratch, query, padded)
-    total = sum_lanes(load_floats(scratch + WHOLE_TOTALS + query * 64))
+    sums, rests = _sums_of(scratch, query, padded)
+    for offset in range(0, 4 * padded, 64):
+        store_floats(sums + offset, with_rest(load_floats(sums + offset), load_floats(rests + offset)))
+    total, rest = load_floats(scratch + TOTALS + query * 64), load_floats(scratch + TOTAL_RESTS + query * 64)
+    total = sum_lanes(with_rest(total, rest))
     # The largest score, or the sink's, has weight 1. If none has, no score was a number, and the result is none.
     inverse = 1.0 / total if total > 0.5 else np.nan
     for column in range(width):
@@ -312,16 +310,16 @@ def _add_values(variant, tile):
     """``f(scratch, padded, values, row_width, first, end, ahead)``: add the weighted values of tokens first..end - 1 of
     a block to the sums of a tile, 32 columns at a time (sums of fewer would wait for each other); asks for the next.
 
-    A block's sum begins at zero, and so does that of LATEST blocks: rounding errors grow with the number of additions
-    one after another, and a context has thousands of tokens.
+    A block's sum begins at zero, and what is rounded off when it is added to those before is kept: rounding errors
+    grow with the number of additions one after another, and a context has thousands of tokens.
     """
     value_row, ahead_bytes, addresses = _LOADS[variant][1], _AHEAD[variant], spread(tile)
-    nothing, add, put = zeros(tile, 2), add_products(tile, 2), add_sums(tile, 2)
-    nothing_last, add_last, put_last = zeros(tile, 1), add_products(tile, 1), add_sums(tile, 1)
+    nothing, add, put = zeros(tile, 2), add_products(tile, 2), add_sums_exactly(tile, 2)
+    nothing_last, add_last, put_last = zeros(tile, 1), add_products(tile, 1), add_sums_exactly(tile, 1)
 
     @helper
     def add_values(scratch, padded, values, row_width, first, end, ahead):
-        weights = addresses(scratch + WEIGHTS, WEIGHTS_BYTES)
+        weights, rests = addresses(scratch + WEIGHTS, WEIGHTS_BYTES), WIDE_TILE * 4 * padded
         column = 0
         while column + 32 <= padded:
             places = addresses(scratch + SUMS + 4 * column, 4 * padded)
@@ -331,14 +329,14 @@ def _add_values(variant, tile):
                 low = value_row(values, row_width, token, column)
                 high = value_row(values, row_width, token, column + 16)
                 sums = add(sums, (low, high), weights, 4 * token)
-            put(sums, places)
+            put(sums, places, rests)
             column += 32
         if column < padded:
             places = addresses(scratch + SUMS + 4 * column, 4 * padded)
             sums = nothing_last()
             for token in range(first, end):
                 sums = add_last(sums, (value_row(values, row_width, token, column),), weights, 4 * token)
-            put_last(sums, places)
+            put_last(sums, places, rests)
 
     return add_values
 
@@ -380,9 +378,6 @@ def _attend(name, tile):
             for query in range(tile):
                 _softmax(record, scratch, query, padded, start)
             add_values(scratch, padded, block + value_offset, row_width, first, end, ahead + value_offset)
-            if number % LATEST == LATEST - 1:
-                for query in range(tile):
-                    _add_up_query(scratch, query, padded)
         for query in range(count):
             _finish_query(scratch, query, value_width, padded)
 

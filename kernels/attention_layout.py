@@ -1,8 +1,8 @@
 """The memory that each thread has for attention; no Numba here, so that planners can use it cheaply.
 
 Of each query of a tile: where it is, where its result goes and its running maximum (64 bytes); 16 lanes of its running
-total; its weights for one block of tokens; and its sums of values. Totals and sums are there twice: of the latest
-blocks, and of all before.
+total; its weights for one block of tokens; and its sums of values. Behind the totals, and behind the sums, is what was
+rounded off them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ TILE, WIDE_TILE = 4, 8  # queries that pass over the cache together
 QUERY, OUTPUT, SINK, POSITION, PEAK = 0, 8, 16, 24, 32  # in a query's first 64 bytes
 STATE_BYTES = 64
 WEIGHTS_BYTES = 4 * BLOCK_TOKENS
-LATEST = 8  # blocks whose sums are added up before they are added to those of all before
 TOTALS = WIDE_TILE * STATE_BYTES
-WHOLE_TOTALS = TOTALS + WIDE_TILE * 64
-WEIGHTS = WHOLE_TOTALS + WIDE_TILE * 64
+TOTAL_RESTS = TOTALS + WIDE_TILE * 64
+WEIGHTS = TOTAL_RESTS + WIDE_TILE * 64
 SUMS = WEIGHTS + WIDE_TILE * WEIGHTS_BYTES
 
 

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from edgellm.kernels.simd import FLOATS, FLOATS_IR, call_named, splat_ir
+from edgellm.kernels.simd import FLOATS, FLOATS_IR, add_exactly_ir, call_named, splat_ir
 
 _i64, _f32 = ir.IntType(64), ir.FloatType()
 
@@ -109,6 +109,30 @@ def add_sums(tile, vectors):
     @intrinsic
     def add(context, sums_, places):
         return types.none(sums, addresses), codegen
+
+    return add
+
+
+def add_sums_exactly(tile, vectors):
+    """``f(sums, places, offset)``: add them to what stands at these addresses, and what that rounds off to what stands
+    ``offset`` bytes behind."""
+    sums, addresses = types.UniTuple(FLOATS, tile * vectors), types.UniTuple(types.int64, tile)
+
+    def codegen(context, builder, _signature, values):
+        places = _elements(builder, values[1], tile)
+        for number, value in enumerate(_elements(builder, values[0], tile * vectors)):
+            address, shift = places[number // vectors], 64 * (number % vectors)
+            place = _pointer(builder, address, shift)
+            rest_place = _pointer(builder, builder.add(address, values[2]), shift)
+            before, rest = (builder.load(there, align=4, typ=FLOATS_IR) for there in (place, rest_place))
+            total, rest = add_exactly_ir(builder, before, rest, value)
+            builder.store(total, place, align=4)
+            builder.store(rest, rest_place, align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def add(context, sums_, places, offset):
+        return types.none(sums, addresses, types.int64), codegen
 
     return add
 
