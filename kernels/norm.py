@@ -58,35 +58,49 @@ def _moments(source, width, shift):
     return total, square
 
 
+def _writer(load, load_one, splat, round_all, round_one):
+    """``f(record, source, output, mean, factor, first, end)``: columns first..end of a part become
+    (x - mean) * factor * weight + bias (+ what is there), in the precision of what is loaded, 16 columns or one."""
+
+    @helper
+    def write(record, source, output, mean, factor, first, end):
+        weight, bias, accumulate = (
+            get(record, F.weight),
+            get(record, F.bias),
+            get(record, F.accumulate),
+        )
+        column = first
+        while column + 16 <= end:
+            value = (load(source + 4 * column) - splat(mean)) * splat(factor)
+            if weight:
+                value = value * load(weight + 4 * column)
+            if bias:
+                value = value + load(bias + 4 * column)
+            if accumulate:
+                value = value + load(output + 4 * column)
+            store_floats(output + 4 * column, round_all(value))
+            column += 16
+        while column < end:
+            single = (load_one(source + 4 * column) - mean) * factor
+            if weight:
+                single *= load_one(weight + 4 * column)
+            if bias:
+                single += load_one(bias + 4 * column)
+            if accumulate:
+                single += load_one(output + 4 * column)
+            set_float(output + 4 * column, round_one(single))
+            column += 1
+
+    return write
+
+
 @helper
-def _write_layer(record, source, output, mean, factor, first, end):
-    """Columns first..end of a part: (x - mean) * factor * weight + bias (+ what is there)."""
-    weight, bias, accumulate = (
-        get(record, F.weight),
-        get(record, F.bias),
-        get(record, F.accumulate),
-    )
-    column = first
-    while column + 16 <= end:
-        value = (_doubles(source + 4 * column) - splat_double(mean)) * splat_double(factor)
-        if weight:
-            value = value * _doubles(weight + 4 * column)
-        if bias:
-            value = value + _doubles(bias + 4 * column)
-        if accumulate:
-            value = value + _doubles(output + 4 * column)
-        store_floats(output + 4 * column, round_to_floats(value))
-        column += 16
-    while column < end:
-        single = (_double(source + 4 * column) - mean) * factor
-        if weight:
-            single *= _double(weight + 4 * column)
-        if bias:
-            single += _double(bias + 4 * column)
-        if accumulate:
-            single += _double(output + 4 * column)
-        set_float(output + 4 * column, np.float32(single))
-        column += 1
+def _as_it_is(value):
+    return value
+
+
+_write_layer = _writer(_doubles, _double, splat_double, round_to_floats, np.float32)
+_write_rms = _writer(load_floats, float_at, splat_float, _as_it_is, _as_it_is)
 
 
 @helper
@@ -112,41 +126,10 @@ def _sum_of_squares(source, width):
 
 
 @helper
-def _write_rms(record, source, output, factor, first, end):
-    """Columns first..end of a part: x * factor * weight + bias (+ what is there)."""
-    weight, bias, accumulate = (
-        get(record, F.weight),
-        get(record, F.bias),
-        get(record, F.accumulate),
-    )
-    column = first
-    while column + 16 <= end:
-        value = load_floats(source + 4 * column) * splat_float(factor)
-        if weight:
-            value = value * load_floats(weight + 4 * column)
-        if bias:
-            value = value + load_floats(bias + 4 * column)
-        if accumulate:
-            value = value + load_floats(output + 4 * column)
-        store_floats(output + 4 * column, value)
-        column += 16
-    while column < end:
-        single = float_at(source + 4 * column) * factor
-        if weight:
-            single *= float_at(weight + 4 * column)
-        if bias:
-            single += float_at(bias + 4 * column)
-        if accumulate:
-            single += float_at(output + 4 * column)
-        set_float(output + 4 * column, single)
-        column += 1
-
-
-@helper
 def _rms_part(record, source, output, width, first, end):
     mean_square = _sum_of_squares(source, width) / width
     factor = 1.0 / math.sqrt(mean_square + float_at(get(record, F.epsilon)))
-    _write_rms(record, source, output, factor, first, end)
+    _write_rms(record, source, output, np.float32(0.0), factor, first, end)
 
 
 @helper
