@@ -40,23 +40,33 @@ def _gelu_tanh(value, factor):
     return value * splat_float(0.5) * (splat_float(1.0) + tanh(inner))
 
 
-@helper
-def _below_by(t):
-    """t Phi(-t) for t >= 0, to about 3 units in the last place: e^(-t^2 / 2) times a quotient of polynomials, fitted to
-    the rest for t < 8 with a relative error of 1.3e-9."""
-    t = minimum(splat_float(13.0), t)
-    p = splat_float(3.413821075e-03)
-    p = multiply_add(p, t, splat_float(3.575524065e-02))
-    p = multiply_add(p, t, splat_float(1.684923804e-01))
-    p = multiply_add(p, t, splat_float(4.178914783e-01))
-    p = multiply_add(p, t, splat_float(0.5))
-    q = splat_float(8.556765387e-03)
-    q = multiply_add(q, t, splat_float(8.964176268e-02))
-    q = multiply_add(q, t, splat_float(4.306016483e-01))
-    q = multiply_add(q, t, splat_float(1.140461591))
-    q = multiply_add(q, t, splat_float(1.633667622))
-    q = multiply_add(q, t, splat_float(1.0))
-    return exponential(t * t * splat_float(-0.5)) * (t * p / q)
+def below_by(splat, multiply_add, minimum, exponential):
+    """``f(t)``: t Phi(-t) for vectors t >= 0 of either precision, whose functions are given.
+
+    e^(-t^2 / 2) times a quotient of polynomials, fitted to the rest for t < 8 with a relative error of 2.6e-9: with
+    float32 about 3 units in the last place.
+    """
+
+    @helper
+    def below(t):
+        t = minimum(splat(13.0), t)
+        p = splat(3.413821075e-03)
+        p = multiply_add(p, t, splat(3.575524065e-02))
+        p = multiply_add(p, t, splat(1.684923804e-01))
+        p = multiply_add(p, t, splat(4.178914783e-01))
+        p = multiply_add(p, t, splat(0.5))
+        q = splat(8.556765387e-03)
+        q = multiply_add(q, t, splat(8.964176268e-02))
+        q = multiply_add(q, t, splat(4.306016483e-01))
+        q = multiply_add(q, t, splat(1.140461591))
+        q = multiply_add(q, t, splat(1.633667622))
+        q = multiply_add(q, t, splat(1.0))
+        return exponential(t * t * splat(-0.5)) * (t * p / q)
+
+    return below
+
+
+_below_by = below_by(splat_float, multiply_add, minimum, exponential)
 
 
 @helper

@@ -1,8 +1,9 @@
 """Normalization of rows or of heads (RMSNorm, LayerNorm), optionally quantized at once for the next product.
 
-Variants: ``rms``, ``layer``. A part is a whole row or one head of it. A row's parts are shared among the threads;
-when a step has fewer rows than threads the columns of each part are shared instead, and every thread sums the whole
-part by itself, which is cheaper than meeting at a barrier.
+Variants: ``rms``, ``layer``, and ``layer_double``, whose input and output are float64 and which quantizes nothing. A
+part is a whole row or one head of it. A row's parts are shared among the threads; when a step has fewer rows than
+threads the columns of each part are shared instead, and every thread sums the whole part by itself, which is cheaper
+than meeting at a barrier.
 
 LayerNorm is computed in float64 and rounded once: what is wrong with a mean or a factor is wrong with a whole row, and
 the encoders of Whisper amplify it. RMSNorm rounds each step to float32, as the models do that have it.
@@ -11,9 +12,11 @@ the encoders of Whisper amplify it. RMSNorm rounds each step to float32, as the 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgellm.kernels.double_vectors import SIZE, double_at, load_doubles, set_double, store_doubles
 from edgellm.kernels.memory import float_at, get, int64_at, load_floats, set_float, store_floats
 from edgellm.kernels.quantize import quantize_block
 from edgellm.kernels.records import NORM as F
@@ -29,9 +32,18 @@ from edgellm.kernels.simd import (
 )
 
 
+class _Memory(NamedTuple):
+    """How numbers are read, and results written, 16 or one."""
+
+    size: int  # bytes of a number
+    load: Any
+    load_one: Any
+    store: Any
+    store_one: Any
+
+
 @helper
 def _doubles(place):
-    """16 numbers as float64."""
     return to_doubles(load_floats(place))
 
 
@@ -41,26 +53,26 @@ def _double(place):
 
 
 @helper
-def _moments(source, width, shift):
-    """Sums of x - shift and of its square over a part."""
-    sums = squares = splat_double(0.0)
-    column = 0
-    while column + 16 <= width:
-        value = _doubles(source + 4 * column) - splat_double(shift)
-        sums, squares = sums + value, squares + value * value
-        column += 16
-    total, square = sum_double_lanes(sums), sum_double_lanes(squares)
-    while column < width:
-        single = _double(source + 4 * column) - shift
-        total += single
-        square += single * single
-        column += 1
-    return total, square
+def _store_rounded(place, value):
+    store_floats(place, round_to_floats(value))
 
 
-def _writer(load, load_one, splat, round_all, round_one):
+@helper
+def _set_rounded(place, value):
+    set_float(place, np.float32(value))
+
+
+_AS_FLOATS = _Memory(4, load_floats, float_at, store_floats, set_float)
+_WIDENED = _Memory(4, _doubles, _double, _store_rounded, _set_rounded)
+_AS_DOUBLES = _Memory(SIZE, load_doubles, double_at, store_doubles, set_double)
+
+
+def _writer(memory, constants, splat):
     """``f(record, source, output, mean, factor, first, end)``: columns first..end of a part become
-    (x - mean) * factor * weight + bias (+ what is there), in the precision of what is loaded, 16 columns or one."""
+    (x - mean) * factor * weight + bias (+ what is there), in the precision of what is loaded; weight and bias are in
+    the memory ``constants``."""
+    size, load, load_one, store, store_one = memory
+    load_constants, load_constant = constants.load, constants.load_one
 
     @helper
     def write(record, source, output, mean, factor, first, end):
@@ -71,36 +83,30 @@ def _writer(load, load_one, splat, round_all, round_one):
         )
         column = first
         while column + 16 <= end:
-            value = (load(source + 4 * column) - splat(mean)) * splat(factor)
+            value = (load(source + size * column) - splat(mean)) * splat(factor)
             if weight:
-                value = value * load(weight + 4 * column)
+                value = value * load_constants(weight + 4 * column)
             if bias:
-                value = value + load(bias + 4 * column)
+                value = value + load_constants(bias + 4 * column)
             if accumulate:
-                value = value + load(output + 4 * column)
-            store_floats(output + 4 * column, round_all(value))
+                value = value + load(output + size * column)
+            store(output + size * column, value)
             column += 16
         while column < end:
-            single = (load_one(source + 4 * column) - mean) * factor
+            single = (load_one(source + size * column) - mean) * factor
             if weight:
-                single *= load_one(weight + 4 * column)
+                single *= load_constant(weight + 4 * column)
             if bias:
-                single += load_one(bias + 4 * column)
+                single += load_constant(bias + 4 * column)
             if accumulate:
-                single += load_one(output + 4 * column)
-            set_float(output + 4 * column, round_one(single))
+                single += load_one(output + size * column)
+            store_one(output + size * column, single)
             column += 1
 
     return write
 
 
-@helper
-def _as_it_is(value):
-    return value
-
-
-_write_layer = _writer(_doubles, _double, splat_double, round_to_floats, np.float32)
-_write_rms = _writer(load_floats, float_at, splat_float, _as_it_is, _as_it_is)
+_write_rms = _writer(_AS_FLOATS, _AS_FLOATS, splat_float)
 
 
 @helper
@@ -132,24 +138,52 @@ def _rms_part(record, source, output, width, first, end):
     _write_rms(record, source, output, np.float32(0.0), factor, first, end)
 
 
-@helper
-def _layer_part(record, source, output, width, first, end):
-    # The first number is taken off: what all have in common would drown their differences. That one of them is zero
-    # then keeps the variance, a difference of two sums, well above their roundings.
-    shift = _double(source)
-    total, square = _moments(source, width, shift)
-    rest = total / width
-    factor = 1.0 / math.sqrt(square / width - rest * rest + float_at(get(record, F.epsilon)))
-    _write_layer(record, source, output, shift + rest, factor, first, end)
+def _moments_of(memory):
+    """``f(source, width, shift)``: sums of x - shift and of its square over a part."""
+    size, load, load_one = memory.size, memory.load, memory.load_one
+
+    @helper
+    def moments(source, width, shift):
+        sums = squares = splat_double(0.0)
+        column = 0
+        while column + 16 <= width:
+            value = load(source + size * column) - splat_double(shift)
+            sums, squares = sums + value, squares + value * value
+            column += 16
+        total, square = sum_double_lanes(sums), sum_double_lanes(squares)
+        while column < width:
+            single = load_one(source + size * column) - shift
+            total += single
+            square += single * single
+            column += 1
+        return total, square
+
+    return moments
 
 
-_PARTS = {"rms": _rms_part, "layer": _layer_part}
+def _layer_part(memory):
+    moments, write, load_one = _moments_of(memory), _writer(memory, _WIDENED, splat_double), memory.load_one
+
+    @helper
+    def normalize(record, source, output, width, first, end):
+        # The first number is taken off: what all have in common would drown their differences. That one of them is zero
+        # then keeps the variance, a difference of two sums, well above their roundings.
+        shift = load_one(source)
+        total, square = moments(source, width, shift)
+        rest = total / width
+        factor = 1.0 / math.sqrt(square / width - rest * rest + float_at(get(record, F.epsilon)))
+        write(record, source, output, shift + rest, factor, first, end)
+
+    return normalize
+
+
+_PARTS = {"rms": (_rms_part, 4), "layer": (_layer_part(_WIDENED), 4), "layer_double": (_layer_part(_AS_DOUBLES), SIZE)}
 VARIANTS = tuple(_PARTS)
 
 
 def kernel(variant):
     """The normalization kernel of one kind."""
-    normalize_part = _PARTS[variant]
+    normalize_part, size = _PARTS[variant]
 
     def norm(record, thread, threads):
         rows, parts, width = (
@@ -167,8 +201,8 @@ def kernel(variant):
             first, end = 0, width
         for item in range(first_item, end_item):
             row, part = item // parts, item % parts
-            source = get(record, F.input) + row * get(record, F.input_stride) + 4 * part * width
-            output = get(record, F.output) + row * get(record, F.output_stride) + 4 * part * width
+            source = get(record, F.input) + row * get(record, F.input_stride) + size * part * width
+            output = get(record, F.output) + row * get(record, F.output_stride) + size * part * width
             normalize_part(record, source, output, width, first, end)
             if codes:
                 row_codes = codes + row * get(record, F.codes_stride)

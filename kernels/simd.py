@@ -237,7 +237,8 @@ def where_not_greater(builder, a, b, yes, no):
     return builder.select(builder.icmp_signed("<=", a, b), yes, no)
 
 
-def _reduce(builder, vector, combine):
+def reduce_lanes(builder, vector, combine):
+    """All lanes as one, half with half; the result of each step is ``combine`` of two vectors."""
     while vector.type.count > 1:
         low, high = slices(builder, vector, 2)
         vector = combine(low, high)
@@ -246,22 +247,22 @@ def _reduce(builder, vector, combine):
 
 @instruction(types.float32, FLOATS)
 def sum_lanes(builder, vector):
-    return _reduce(builder, vector, builder.fadd)
+    return reduce_lanes(builder, vector, builder.fadd)
 
 
 @instruction(types.float64, DOUBLES)
 def sum_double_lanes(builder, vector):
-    return _reduce(builder, vector, builder.fadd)
+    return reduce_lanes(builder, vector, builder.fadd)
 
 
 @instruction(types.float32, FLOATS)
 def max_lanes(builder, vector):
-    return _reduce(builder, vector, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+    return reduce_lanes(builder, vector, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
 
 @instruction(types.int64, INTS)
 def sum_int_lanes(builder, vector):
-    return builder.sext(_reduce(builder, vector, builder.add), _i64)
+    return builder.sext(reduce_lanes(builder, vector, builder.add), _i64)
 
 
 @instruction(types.int64, INTS, INTS)
@@ -271,7 +272,7 @@ def max_int_lanes(builder, a, b):
     def larger(a, b):
         return builder.select(builder.icmp_signed(">", a, b), a, b)
 
-    return builder.sext(_reduce(builder, larger(a, b), larger), _i64)
+    return builder.sext(reduce_lanes(builder, larger(a, b), larger), _i64)
 
 
 @instruction(types.float32, types.int64)
@@ -280,7 +281,7 @@ def int_float(builder, bits):
     return builder.bitcast(builder.trunc(bits, _i32), _f32)
 
 
-def _binary(operation, vector, emit):
+def arithmetic(operation, vector, emit):
     """Let kernels write ``a + b`` on vectors."""
 
     @infer_global(operation)
@@ -295,21 +296,21 @@ def _binary(operation, vector, emit):
         return emit(builder, *arguments)
 
 
-_binary(operator.add, FLOATS, lambda builder, a, b: builder.fadd(a, b))
-_binary(operator.sub, FLOATS, lambda builder, a, b: builder.fsub(a, b))
-_binary(operator.mul, FLOATS, lambda builder, a, b: builder.fmul(a, b))
-_binary(operator.truediv, FLOATS, lambda builder, a, b: builder.fdiv(a, b))
-_binary(operator.add, DOUBLES, lambda builder, a, b: builder.fadd(a, b))
-_binary(operator.sub, DOUBLES, lambda builder, a, b: builder.fsub(a, b))
-_binary(operator.mul, DOUBLES, lambda builder, a, b: builder.fmul(a, b))
-_binary(operator.add, INTS, lambda builder, a, b: builder.add(a, b))
-_binary(operator.sub, INTS, lambda builder, a, b: builder.sub(a, b))
-_binary(operator.mul, INTS, lambda builder, a, b: builder.mul(a, b))
-_binary(operator.and_, INTS, lambda builder, a, b: builder.and_(a, b))
-_binary(operator.or_, INTS, lambda builder, a, b: builder.or_(a, b))
-_binary(operator.xor, INTS, lambda builder, a, b: builder.xor(a, b))
-_binary(operator.lshift, INTS, lambda builder, a, b: builder.shl(a, b))
-_binary(operator.rshift, INTS, lambda builder, a, b: builder.lshr(a, b))  # bits move in as zeros
+arithmetic(operator.add, FLOATS, lambda builder, a, b: builder.fadd(a, b))
+arithmetic(operator.sub, FLOATS, lambda builder, a, b: builder.fsub(a, b))
+arithmetic(operator.mul, FLOATS, lambda builder, a, b: builder.fmul(a, b))
+arithmetic(operator.truediv, FLOATS, lambda builder, a, b: builder.fdiv(a, b))
+arithmetic(operator.add, DOUBLES, lambda builder, a, b: builder.fadd(a, b))
+arithmetic(operator.sub, DOUBLES, lambda builder, a, b: builder.fsub(a, b))
+arithmetic(operator.mul, DOUBLES, lambda builder, a, b: builder.fmul(a, b))
+arithmetic(operator.add, INTS, lambda builder, a, b: builder.add(a, b))
+arithmetic(operator.sub, INTS, lambda builder, a, b: builder.sub(a, b))
+arithmetic(operator.mul, INTS, lambda builder, a, b: builder.mul(a, b))
+arithmetic(operator.and_, INTS, lambda builder, a, b: builder.and_(a, b))
+arithmetic(operator.or_, INTS, lambda builder, a, b: builder.or_(a, b))
+arithmetic(operator.xor, INTS, lambda builder, a, b: builder.xor(a, b))
+arithmetic(operator.lshift, INTS, lambda builder, a, b: builder.shl(a, b))
+arithmetic(operator.rshift, INTS, lambda builder, a, b: builder.lshr(a, b))  # bits move in as zeros
 
 
 # -- functions made of the above ---------------------------------------------------------------------------------

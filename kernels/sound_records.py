@@ -9,12 +9,12 @@ UNFOLD = record(
     "Unfold",
     "rows",  # address of the number of rows to write
     "input_rows",  # address of the number of rows there are
-    "width",  # values in a row of the input
+    "width",  # values of four bytes in a row of the input: float64 counts twice
     "size",  # neighbours side by side
     "stride",  # rows from one to the next
-    "input",  # address of float32
+    "input",  # address of float32 or float64
     "input_stride",  # bytes
-    "output",  # address of float32
+    "output",  # address of the same
     "output_stride",  # bytes
 )
 
@@ -194,4 +194,28 @@ WARP = record(
     "steps",  # address of bytes (rows + 1, frames + 1)
     "path",  # address of int32 (rows + frames, 2): row and frame, from the end to the beginning
     "length",  # address of an int64: how many steps the path has
+)
+
+
+# edgellm.kernels.double_attention
+DOUBLE_ATTENTION = record(
+    "DoubleAttention",
+    "rows",  # address of the number of rows
+    "heads",
+    "width",  # of a head, a multiple of 16
+    "queries",  # address of float64
+    "queries_stride",  # bytes
+    "keys",  # address of float64
+    "keys_stride",  # bytes
+    "values",  # address of float64
+    "values_stride",  # bytes
+    "output",  # address of float64
+    "output_stride",  # bytes
+    "arranged_keys",  # address of float64, see double_attention.py
+    "arranged_values",  # address of float64
+    "head_bytes",  # from one head to the next, of both
+    "scale",  # address of float64, above 0
+    "scores_bytes",  # from one query's scores to the next's
+    "scratch",  # address of each thread's memory, a tile's scores
+    "scratch_stride",  # bytes
 )

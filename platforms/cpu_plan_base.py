@@ -58,6 +58,7 @@ class PlanBase:
     max_rows = MAX_ROWS
     max_outputs = MAX_OUTPUTS
     tiles_for_outputs = True
+    value_bytes = 4  # of a number of a value
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class PlanBase:
         return self.max_rows if self._count == ROWS else self.max_outputs
 
     def _new(self, value: Value) -> Buffer:
-        buffer = self.pool.take(self._rows(), 4 * padded(value.width))
+        buffer = self.pool.take(self._rows(), self.value_bytes * padded(value.width))
         self._buffers[value.name] = buffer
         return buffer
 

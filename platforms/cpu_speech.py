@@ -18,6 +18,7 @@ from edgellm.platforms.batch import BLOCK_TOKENS, Batch, Float32Array, Int32Arra
 from edgellm.platforms.choosing import BIAS, END, FIRST_TEXT, MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu import CPUExecutor, Progress, _plan_array
 from edgellm.platforms.cpu_cache import CacheMemory
+from edgellm.platforms.cpu_double_plan import double_kernels
 from edgellm.platforms.cpu_parts import kernel_names
 from edgellm.platforms.cpu_speech_plan import DecoderPlanner, EncoderPlanner, fine_speech_products, source_blocks
 from edgellm.platforms.cpu_tiles import Int8Tiles
@@ -88,6 +89,8 @@ class CPUSpeechExecutor(CPUExecutor):
         if self._whole is not None:
             kinds = ("store_f32", "store_q8", "attend_f32", "attend_q8")
             names |= {f"whole_attention.{kind}" for kind in kinds}
+        else:
+            names |= double_kernels(self.encoder_graph, formats)
         return (
             names
             | MEL_KERNELS

@@ -26,6 +26,7 @@ from edgellm.kernels.packing import PackedMatrix, aligned_zeros
 from edgellm.platforms.batch import BLOCK_TOKENS, Float32Array
 from edgellm.platforms.choosing import MOST_CANDIDATES, RULES
 from edgellm.platforms.cpu_cache import BlockLayout, CacheMemory
+from edgellm.platforms.cpu_double_plan import DoublePlanner, double_operations
 from edgellm.platforms.cpu_parts import (
     OUTPUTS,
     ROWS,
@@ -90,7 +91,7 @@ def cache_shape(layout: BlockLayout, heads: int) -> dict[str, int]:
     }
 
 
-class EncoderPlanner(Planner):
+class EncoderPlanner(DoublePlanner):
     """The plan of an encoder: its ``tiled_body`` runs once for a source. Its numbers of rows are those of the model.
 
     Args:
@@ -143,11 +144,13 @@ class EncoderPlanner(Planner):
         inputs.slots[:] = np.arange(self.max_rows)
         inputs.table_stride[0] = 4 * source_blocks(graph.source_length)
         self._count = FRAMES
-
-    def _count_address(self) -> int:
-        return self.inputs.count_address(self._count)
+        formats = {name: matrix.format.name for name, matrix in matrices.items()}
+        self._doubles = double_operations(graph, formats) if whole is None else 0
+        self.value_bytes = 8 if self._doubles else 4
 
     def _plan_one(self, number: int, operation: Operation) -> int:
+        if number == self._doubles and self.value_bytes == 8:
+            self._narrow_all()
         used = self._plan_own(number, operation)
         if number + used == len(self._graph.operations):
             self.body = len(self.steps)  # an encoder has no head
@@ -156,7 +159,7 @@ class EncoderPlanner(Planner):
     def _plan_own(self, number: int, operation: Operation) -> int:
         match operation:
             case Input():
-                self.frames = self._new(operation.out)
+                self._take_input(operation)
             case Unfold():
                 self._unfold(operation)
             case StoreSource():
@@ -164,8 +167,10 @@ class EncoderPlanner(Planner):
             case Embedding():
                 self._positions(operation)
             case Attention():
-                # The layers run one after another, so that one layer's room does for all.
-                if self._whole is None:
+                if self.value_bytes == 8:
+                    self._double_attention(operation)
+                elif self._whole is None:
+                    # The layers run one after another, so that one layer's room does for all.
                     self._attention(replace(operation, layer=0))
                 else:
                     self._whole_attention(operation, self._whole)
@@ -180,12 +185,20 @@ class EncoderPlanner(Planner):
             del self._buffers[name]  # not to the pool: the next source needs it again
         super()._release_dead(number)
 
+    def _take_input(self, operation: Input) -> None:
+        if self.value_bytes == 4:
+            self.frames = self._new(operation.out)
+            return
+        self.frames = self.pool.take(self._rows(), 4 * padded(operation.out.width))
+        self._widen(self.frames, operation)
+
     def _positions(self, operation: Embedding) -> None:
         """The table of positions, which is the same for every source."""
         table = self._vectors[operation.weight]
-        stride = 4 * padded(operation.out.width)
+        stride = self.value_bytes * padded(operation.out.width)
         data = aligned_zeros(self.max_rows * stride)[: len(table) * stride]
-        data.view(np.float32).reshape(len(table), -1)[:, : table.shape[1]] = operation.scale * table
+        rows = data.view(f"f{self.value_bytes}").reshape(len(table), -1)
+        rows[:, : table.shape[1]] = operation.scale * table
         self._buffers[operation.out.name] = Buffer(data, stride)
         self._kept.add(operation.out.name)
 
@@ -195,9 +208,9 @@ class EncoderPlanner(Planner):
             self._count = ROWS
         target = self._new(operation.out)
         record = make_record(
-            sound_records.UNFOLD, rows=self._count_address(), input_rows=there, width=operation.x.width,
-            size=operation.size, stride=operation.stride, input=source.address, input_stride=source.stride,
-            output=target.address, output_stride=target.stride,
+            sound_records.UNFOLD, rows=self._count_address(), input_rows=there,
+            width=operation.x.width * self.value_bytes // 4, size=operation.size, stride=operation.stride,
+            input=source.address, input_stride=source.stride, output=target.address, output_stride=target.stride,
         )  # fmt: skip
         self._emit("unfold.rows", record, [source], [target])
 

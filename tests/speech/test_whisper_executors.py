@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 from edgellm.convert import ConvertSettings, convert_whisper
 from edgellm.errors import InvalidSettingError
 from edgellm.gguf import open_gguf
+from edgellm.graph import Linear, Norm
 from edgellm.models.whisper import build_whisper
+from edgellm.platforms import cpu_double_plan
 from edgellm.platforms.batch import Batch, SpeechExecutor
+from edgellm.platforms.cpu_double_plan import double_kernels, double_operations
 from edgellm.platforms.cpu_speech import CPUSpeechExecutor
 from edgellm.platforms.reference_speech import ReferenceSpeechExecutor
 from edgellm.weights import WeightStore
@@ -98,6 +102,54 @@ def test_the_encoder_equals_the_reference(executors: Make, kind: str, limit: flo
         assert np.abs(cpu.encoded() - expected).mean() <= limit * np.abs(expected).mean()
         if kind != "q8_0":
             assert np.abs(cpu.encoded() - expected).max() <= 1e-3
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_the_first_blocks_of_float_weights_are_computed_in_float64(executors: Make, kind: str) -> None:
+    """All of them in this model: but for the result and what the last norm reads, nothing is rounded to float32."""
+    cpu, reference = executors(kind)
+    for executor in (cpu, reference):
+        executor.encode(sound(5), 0)
+    expected = reference.encoded()
+    assert np.abs(cpu.encoded() - expected).max() <= 4 * 2.0**-24 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("blocks", "limit"), [(0, 1e-5), (1, 1e-5), (2, 1e-6)])
+def test_float64_ends_behind_any_block(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, blocks: int, limit: float
+) -> None:
+    monkeypatch.setattr(cpu_double_plan, "DOUBLE_BLOCKS", blocks)
+    with open_gguf(files["f16"]) as file:
+        graphs = build_whisper(file)
+        cpu = CPUSpeechExecutor(graphs.encoder, graphs.decoder, WeightStore(file), 2, "f16")
+        reference = ReferenceSpeechExecutor(graphs.encoder, graphs.decoder, WeightStore(file))
+        for executor in (cpu, reference):
+            executor.reserve_sources(1)
+            executor.encode(sound(6), 0)
+        first = cpu.encoded()
+        assert np.abs(first - reference.encoded()).max() <= limit * np.abs(first).max()
+        cpu.encode(sound(7), 0)
+        cpu.encode(sound(6), 0)
+        assert np.array_equal(cpu.encoded(), first)  # nothing remains of another sound
+        cpu.close()
+
+
+def test_which_encoders_compute_in_float64(files: dict[str, Path]) -> None:
+    with open_gguf(files["f32"]) as file:
+        graph = build_whisper(file).encoder
+    floats = {operation.weight: "f16" for operation in graph.operations if isinstance(operation, Linear)}
+    whole = double_operations(graph, floats)
+    assert isinstance(graph.operations[whole], Norm)
+    assert graph.operations[whole].out == graph.logits
+    kernels = double_kernels(graph, floats)
+    assert {"double_products.f16", "double_attention.attend", "norm.layer_double"} <= kernels
+    assert "double_products.f32" not in kernels
+    for name in floats:  # in the keys and values for the decoder float64 has no part
+        expected = whole if "cross_attn" in name else 0
+        assert double_operations(graph, {**floats, name: "q8"}) == expected
+    narrow = replace(graph, cache=tuple(replace(layer, key_dim=24, value_dim=24) for layer in graph.cache))
+    assert double_operations(narrow, floats) == 0
+    assert double_kernels(narrow, floats) == set()
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("f32", 1e-4), ("f16", 1e-3), ("q8_0", 0.08)])
