@@ -51,6 +51,8 @@ def build_whisper(file: GGUFFile) -> WhisperGraphs:
     for builder, which in ((encoder, "encoder"), (decoder, "decoder")):
         if builder.width % builder.heads[0]:
             raise CorruptFileError(f"the {which}'s width {builder.width} is not a multiple of its heads")
+        if {*builder.heads, *builder.kv_heads} != {builder.heads[0]}:
+            raise CorruptFileError(f"the {which}'s layers differ in their heads, or in those of keys and values")
     bins = encoder.parameters.integer("mel_bins", maximum=1024)
     if encoder.context_length > MOST_SOURCE_ROWS or decoder.context_length > MOST_SOURCE_ROWS:
         raise CorruptFileError(f"contexts of {encoder.context_length} and {decoder.context_length} are out of range")

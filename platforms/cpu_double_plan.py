@@ -59,9 +59,9 @@ def _has_doubles(operation: Operation, graph: Graph, formats: Mapping[str, str])
             return kind == "layer"
         case Activation(kind=kind, up=up):
             return kind == "gelu" and up is None
-        case Attention(layer=layer, causal=causal):
-            heads = graph.cache[layer]
-            return not causal and heads.key_dim == heads.value_dim and heads.key_dim % 16 == 0
+        case Attention(heads=heads, window=None, softcap=None, sinks=None, causal=False):
+            kept = graph.cache[operation.layer]
+            return kept.kv_heads == heads and kept.key_dim == kept.value_dim and kept.key_dim % 16 == 0
         case _:
             return isinstance(operation, Input | Unfold | Embedding | Add)
 

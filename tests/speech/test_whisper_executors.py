@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ import tiny_whisper
 from numpy.typing import NDArray
 
 from edgellm.convert import ConvertSettings, convert_whisper
-from edgellm.errors import InvalidSettingError
-from edgellm.gguf import open_gguf
+from edgellm.errors import CorruptFileError, InvalidSettingError
+from edgellm.gguf import GGUFFile, open_gguf
 from edgellm.graph import Linear, Norm
 from edgellm.models.whisper import build_whisper
 from edgellm.platforms import cpu_double_plan
@@ -150,6 +152,22 @@ def test_which_encoders_compute_in_float64(files: dict[str, Path]) -> None:
     narrow = replace(graph, cache=tuple(replace(layer, key_dim=24, value_dim=24) for layer in graph.cache))
     assert double_operations(narrow, floats) == 0
     assert double_kernels(narrow, floats) == set()
+
+
+@pytest.mark.parametrize("which", ["encoder", "decoder"])
+@pytest.mark.parametrize(("key", "heads"), [("head_count", [2, 4]), ("head_count_kv", [2, 1]), ("head_count_kv", 1)])
+def test_layers_that_differ_in_their_heads_are_refused(
+    files: dict[str, Path], which: str, key: str, heads: int | list[int]
+) -> None:
+    """Kernels go by the first layer's."""
+    prefix = "whisper.encoder" if which == "encoder" else "whisper"
+    with open_gguf(files["f32"]) as file:
+        value = np.array(heads, np.int32) if isinstance(heads, list) else heads
+        odd = SimpleNamespace(
+            path=file.path, tensors=file.tensors, metadata={**file.metadata, f"{prefix}.attention.{key}": value}
+        )
+        with pytest.raises(CorruptFileError, match=f"{which}'s layers differ in their heads"):
+            build_whisper(cast(GGUFFile, odd))
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("f32", 1e-4), ("f16", 1e-3), ("q8_0", 0.08)])
