@@ -7,7 +7,7 @@ spoken, and tells how long after being spoken words were firm, and how many agre
 
 ``gaps FILES``: the files joined with silences of known lengths: whether words lie within the file they are of.
 
-``encoder FILES``: how far the encoder's output is from the reference executor's, on the beginning of each file.
+``encoder FILES``: how far the encoder's output is from the reference executor's, in each file's windows of 30 s.
 
 ``agreement FILES``: each file by itself: where its words differ from those of a peer, which ``--reference`` holds or
 which is asked (``--against``, ``--faster-whisper``); and from what was said, if ``--transcripts`` tells.
@@ -35,7 +35,7 @@ import numpy.typing as npt
 from edgellm.audio import SAMPLE_RATE, load_audio
 from edgellm.errors import EdgeLLMError, InvalidSettingError
 from edgellm.speech.agreement import plain
-from edgellm.speech.model import SAMPLES_PER_FRAME, WhisperModel
+from edgellm.speech.model import WhisperModel
 from edgellm.speech.results import Word
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.transcriber import Transcriber
@@ -221,24 +221,26 @@ class EncoderFigures:
 
 
 def check_encoder(sounds: Sequence[Samples], model: str) -> EncoderFigures:
-    """Encode the first window of each sound with both executors, from the same log-mel frames."""
-    differences, values = [], 0.0
+    """Encode the windows of each sound, one after another, with both executors, from the same log-mel frames."""
+    largest, means, beyond, values = 0.0, [], 0, 0.0
     with (
         closing(WhisperModel.load(model)) as compiled,
         closing(WhisperModel.load(model, backend="reference")) as reference,
     ):
-        most = 2 * compiled.graphs.encoder.source_length * SAMPLES_PER_FRAME
         for each in (compiled, reference):
             each.reserve(1, 1)
+        size = compiled.window_samples
         for sound in sounds:
-            frames = compiled.spectrogram(sound[:most]).copy()
-            for each in (compiled, reference):
-                each.encode(frames, 0)
-            exact = reference.encoded()
-            differences.append(np.abs(compiled.encoded() - exact))
-            values = max(values, float(np.abs(exact).max()))
-    every = np.stack(differences)
-    return EncoderFigures(len(sounds), float(every.max()), float(every.mean()), int((every > 1e-3).sum()), values)
+            for start in range(0, max(len(sound), 1), size):
+                frames = compiled.spectrogram(sound[start : start + size]).copy()
+                for each in (compiled, reference):
+                    each.encode(frames, 0)
+                exact = reference.encoded()
+                differences = np.abs(compiled.encoded() - exact)
+                largest, values = max(largest, float(differences.max())), max(values, float(np.abs(exact).max()))
+                means.append(float(differences.mean()))
+                beyond += int((differences > 1e-3).sum())
+    return EncoderFigures(len(means), largest, statistics.fmean(means), beyond, values)
 
 
 def check_agreement(given: argparse.Namespace) -> None:
