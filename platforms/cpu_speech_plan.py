@@ -133,8 +133,13 @@ class EncoderPlanner(DoublePlanner):
         super().__init__(
             graph, matrices, vectors, cache_type, cache, threads, [Int8Tiles(threads, graph.source_length)]
         )
+        formats = {name: matrix.format.name for name, matrix in matrices.items()}
+        self._doubles = double_operations(graph, formats) if whole is None else 0
+        self.value_bytes = 8 if self._doubles else 4
         self.pool = FittingPool()
-        widest = 4 * padded(max(operation.out.width for operation in graph.operations if isinstance(operation, Linear)))
+        widest = self.value_bytes * padded(
+            max(operation.out.width for operation in graph.operations if isinstance(operation, Linear))
+        )
         for buffer in [self.pool.take(self.max_rows, widest) for _ in range(2)]:  # the others fit into these first
             self.pool.give(buffer)
         self._fine = fine_speech_products(graph)
@@ -144,9 +149,6 @@ class EncoderPlanner(DoublePlanner):
         inputs.slots[:] = np.arange(self.max_rows)
         inputs.table_stride[0] = 4 * source_blocks(graph.source_length)
         self._count = FRAMES
-        formats = {name: matrix.format.name for name, matrix in matrices.items()}
-        self._doubles = double_operations(graph, formats) if whole is None else 0
-        self.value_bytes = 8 if self._doubles else 4
 
     def _plan_one(self, number: int, operation: Operation) -> int:
         if number == self._doubles and self.value_bytes == 8:
