@@ -4,7 +4,8 @@ A model is a flat list of operations on named values. A value is a float32 matri
 token of the step; ``Value.width`` is known when the graph is built, the number of rows is not. Weights are named
 as in the model file; a weight matrix has shape (output width, input width).
 
-Executors may fuse, reorder and quantize as they like as long as the values named ``graph.logits`` come out right.
+Executors may fuse, reorder, quantize and keep more digits as they like as long as the values named ``graph.logits``
+come out right.
 """
 
 from __future__ import annotations

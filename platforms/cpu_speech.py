@@ -34,6 +34,9 @@ _ENCODER_CACHE = "f32"
 class CPUSpeechExecutor(CPUExecutor):
     """Runs a speech model with compiled kernels; see ``edgellm.platforms.batch.SpeechExecutor``.
 
+    With weights that are not quantized the encoder computes its first blocks in float64, see
+    `edgellm.platforms.cpu_double_plan`.
+
     Args:
         encoder: the graph from frames to keys and values.
         decoder: the graph from tokens to logits.

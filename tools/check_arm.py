@@ -47,7 +47,7 @@ SAME_VERSION = ("numpy", "llvmlite", "numba")
 SUITE = "bookworm"
 LARGEST_DIFFERENCE = 0.05
 """Of logits: far below what quantizing costs, far above roundings in another order."""
-_TESTS = ("attention", "elementwise", "matmul", "norm", "packing", "quantize")
+_TESTS = ("attention", "doubles", "elementwise", "matmul", "norm", "packing", "quantize")
 _PROMPT = "The capital of France is"
 
 
