@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tiny_models import TinyModel, write_tiny_model
+
+# A shell that starts tests in the background has Ctrl-C ignored, and all that they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing(reason: str) -> NoReturn:
