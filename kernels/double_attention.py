@@ -67,7 +67,7 @@ def _keys(record, thread, threads):
 
 @helper
 def _softmax(scores, keys, scale):
-    """Scores become weights with the sum 1; those behind the last key, up to a whole vector, become 0."""
+    """Scores become weights with the sum 1; those behind the last key, up to a whole vector, count for nothing."""
     padded = -(-keys // 16) * 16
     for key in range(keys, padded):
         set_double(scores + SIZE * key, -float("inf"))

@@ -1,8 +1,9 @@
 """The first operations of an encoder in float64: which they are, and how they are planned.
 
-Whisper's blocks make single numbers ten thousand times larger that the convolutions and the first blocks were wrong by,
-so that with float32 the result is off by up to 2.5e-3 where numbers reach 15, even if nothing but the stored values is
-rounded. Behind the first blocks roundings do no such harm, and the rest runs in float32.
+In single rows Whisper's blocks make what the convolutions and the first blocks were wrong by ten thousand times larger:
+with float32 the result of tiny.en was off by up to 2.5e-3 where numbers reach 15, and by 1.0e-3 if nothing but stored
+values was rounded. Behind two blocks roundings do no such harm (3.4e-4 at most, in 400 windows of speech), and the rest
+runs in float32.
 """
 
 from __future__ import annotations
