@@ -9,6 +9,8 @@ spoken, and tells how long after being spoken words were firm, and how many agre
 
 ``encoder FILES``: how far the encoder's output is from the reference executor's, in each file's windows of 30 s.
 
+``mel FILES``: how far log-mel spectrograms are from openai-whisper's, which ``--against`` has.
+
 ``agreement FILES``: each file by itself: where its words differ from those of a peer, which ``--reference`` holds or
 which is asked (``--against``, ``--faster-whisper``); and from what was said, if ``--transcripts`` tells.
 """
@@ -40,6 +42,7 @@ from edgellm.speech.results import Word
 from edgellm.speech.settings import TranscriptionSettings
 from edgellm.speech.transcriber import Transcriber
 from edgellm.tools.speech_agreement import compare, own_texts, peer_texts, read_texts
+from edgellm.tools.speech_mel import check_mel
 from edgellm.tools.speech_words import agreement, aligned, split
 
 Samples = npt.NDArray[np.float32]
@@ -267,7 +270,7 @@ def check_agreement(given: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.tools.check_speech", description=__doc__.split("\n")[0])
-    parser.add_argument("kind", choices=["live", "silence", "gaps", "encoder", "agreement"])
+    parser.add_argument("kind", choices=["live", "silence", "gaps", "encoder", "mel", "agreement"])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--model", default="tiny.en")
     parser.add_argument("--minutes", type=float, default=20.0, help="of silence")
@@ -277,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="of agreement")
     parser.add_argument("--reference", type=Path, help="the peer's texts: JSON lines with file and text")
     parser.add_argument("--transcripts", type=Path, help="what was said, likewise, or as .tsv")
-    parser.add_argument("--against", metavar="PYTHON", help="an interpreter that has faster-whisper")
+    parser.add_argument("--against", metavar="PYTHON", help="an interpreter that has the peer")
     parser.add_argument("--faster-whisper", metavar="FOLDER", help="the model in CTranslate2's format")
     given = parser.parse_intermixed_args(arguments)
     try:
@@ -303,6 +306,10 @@ def _check(given: argparse.Namespace) -> None:
         print(check_gaps(sounds, given.model, TranscriptionSettings(word_timestamps=True)))
     elif given.kind == "encoder":
         print(check_encoder(sounds, given.model))
+    elif given.kind == "mel":
+        if not given.against:
+            raise InvalidSettingError("there is nothing to compare with", "give --against PYTHON with openai-whisper")
+        print(check_mel(sounds, given.against))
     else:
         joined = np.concatenate(sounds)[: int(given.seconds * SAMPLE_RATE)]
         print(check_live(joined, given.model, given.listen.split()))
