@@ -13,6 +13,7 @@ from edgellm.kernels.simd import (
     LANES,
     arithmetic,
     call_named,
+    chooser,
     constant_lanes,
     helper,
     instruction,
@@ -58,16 +59,7 @@ def multiply_add_doubles(builder, a, b, c):
     return call_named(builder, "llvm.fmuladd.v16f64", DOUBLES_IR, [a, b, c])
 
 
-@instruction(DOUBLES, DOUBLES, DOUBLES)
-def maximum_doubles(builder, a, b):
-    """The larger of each lane; ``b`` where either is not a number."""
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-@instruction(DOUBLES, DOUBLES, DOUBLES)
-def minimum_doubles(builder, a, b):
-    """The smaller of each lane; ``b`` where either is not a number."""
-    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+maximum_doubles, minimum_doubles = chooser(DOUBLES, ">"), chooser(DOUBLES, "<")
 
 
 @instruction(DOUBLES, DOUBLES)

@@ -193,16 +193,17 @@ def multiply_add(builder, a, b, c):
     return call_named(builder, "llvm.fmuladd.v16f32", FLOATS_IR, [a, b, c])
 
 
-@instruction(FLOATS, FLOATS, FLOATS)
-def maximum(builder, a, b):
-    """The larger of each lane; ``b`` where either is not a number."""
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+def chooser(vector, sign):
+    """An instruction on two vectors: of each lane ``a`` where ``a sign b``, else ``b``, also where one is no number."""
+
+    @instruction(vector, vector, vector)
+    def choose(builder, a, b):
+        return builder.select(builder.fcmp_ordered(sign, a, b), a, b)
+
+    return choose
 
 
-@instruction(FLOATS, FLOATS, FLOATS)
-def minimum(builder, a, b):
-    """The smaller of each lane; ``b`` where either is not a number."""
-    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+maximum, minimum = chooser(FLOATS, ">"), chooser(FLOATS, "<")
 
 
 @instruction(types.UniTuple(FLOATS, 2), FLOATS, FLOATS, FLOATS)

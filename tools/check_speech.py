@@ -225,7 +225,7 @@ class EncoderFigures:
 
 def check_encoder(sounds: Sequence[Samples], model: str) -> EncoderFigures:
     """Encode the windows of each sound, one after another, with both executors, from the same log-mel frames."""
-    largest, means, beyond, values = 0.0, [], 0, 0.0
+    found: list[tuple[float, float, int, float]] = []  # of each window
     with (
         closing(WhisperModel.load(model)) as compiled,
         closing(WhisperModel.load(model, backend="reference")) as reference,
@@ -240,10 +240,13 @@ def check_encoder(sounds: Sequence[Samples], model: str) -> EncoderFigures:
                     each.encode(frames, 0)
                 exact = reference.encoded()
                 differences = np.abs(compiled.encoded() - exact)
-                largest, values = max(largest, float(differences.max())), max(values, float(np.abs(exact).max()))
-                means.append(float(differences.mean()))
-                beyond += int((differences > 1e-3).sum())
-    return EncoderFigures(len(means), largest, statistics.fmean(means), beyond, values)
+                beyond = int((~(differences <= 1e-3)).sum())  # so counted, what is no number is beyond too
+                found.append((float(differences.max()), float(differences.mean()), beyond, float(np.abs(exact).max())))
+    largest, means, beyonds, values = zip(*found, strict=True)
+    # Python's own maximum would lose what is no number.
+    return EncoderFigures(
+        len(found), float(np.max(largest)), float(np.mean(means)), sum(beyonds), float(np.max(values))
+    )
 
 
 def check_agreement(given: argparse.Namespace) -> None:

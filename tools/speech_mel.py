@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -44,11 +45,13 @@ def check_mel(sounds: Sequence[Samples], python: str) -> MelFigures:
     """Compare the windows of each sound, one after another.
 
     Raises:
-        EdgeLLMError: the peer failed, or gave something else than it should.
+        EdgeLLMError: there is no sound, or the peer failed or gave something else than it should.
     """
     size = HOP * FRAMES
     windows = [sound[start : start + size] for sound in sounds for start in range(0, max(len(sound), 1), size)]
     named = {str(number): window for number, window in enumerate(windows) if len(window)}
+    if not named:
+        raise EdgeLLMError("the files hold no sound", "name others")
     expected = peer_spectrograms(python, named)
     library = KernelLibrary(current_target(), kernels_folder())
     addresses = library.load(sorted({*KERNELS, *TEAM_KERNELS}))
@@ -57,7 +60,8 @@ def check_mel(sounds: Sequence[Samples], python: str) -> MelFigures:
         for bands in BANDS:
             plan = MelPlan(bands, FRAMES, team, addresses)
             found = ((plan.run(window)[:, :bands].T, expected[f"{name}-{bands}"]) for name, window in named.items())
-            largest.append(max((float(np.abs(ours - theirs).max()) for ours, theirs in found), default=0.0))
+            each = [float(np.abs(ours - theirs).max()) for ours, theirs in found]
+            largest.append(float(np.max(each)))  # Python's own maximum would lose what is no number
     return MelFigures(len(named), *largest)
 
 
@@ -79,8 +83,11 @@ def peer_spectrograms(python: str, sounds: Mapping[str, Samples]) -> dict[str, S
         if result.returncode:
             said = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
             raise EdgeLLMError(f"openai-whisper failed: {said[-1]}")
-        with np.load(answer, allow_pickle=False) as results:
-            spectrograms = {name: results[name] for name in results.files}
+        try:
+            with np.load(answer, allow_pickle=False) as results:
+                spectrograms = {name: results[name] for name in results.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise EdgeLLMError(f"what openai-whisper gave cannot be read: {error}") from error
     for name in sounds:
         for bands in BANDS:
             if spectrograms.get(f"{name}-{bands}", np.zeros(0)).shape != (bands, FRAMES):

@@ -276,6 +276,18 @@ def matmul_record(matrix: PackedMatrix, inputs: Array | Activations, output: Arr
     )  # fmt: skip
 
 
+def product_extras(output: Array, weight_rows: int, bias: Array | None, before: Array | None) -> dict[str, int | Array]:
+    """Fields of a product's record for a bias, and for what ``output`` holds, which is put there."""
+    fields: dict[str, int | Array] = {}
+    if bias is not None:
+        fields["bias"] = np.zeros(padded(weight_rows), np.float32)
+        fields["bias"][:weight_rows] = bias
+    if before is not None:
+        output[:, :weight_rows] = before
+        fields["accumulate"] = 1
+    return fields
+
+
 def padded(width: int) -> int:
     """Whole vectors."""
     return -(-width // LANES) * LANES

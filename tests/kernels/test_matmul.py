@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_calls import TIERS, TINY, gamma, load_kernels, matmul_kernel, matmul_record, outlined, padded
+from kernel_calls import (
+    TIERS,
+    TINY,
+    gamma,
+    load_kernels,
+    matmul_kernel,
+    matmul_record,
+    outlined,
+    padded,
+    product_extras,
+)
 from numpy.typing import NDArray
 from weight_blocks import (
     FLOAT_TYPES,
@@ -69,13 +79,7 @@ def multiply(
     kernels = load_kernels(tier)
     matrix = kernels.pack(raw, type_name, x.shape[1], threads or 1)
     output, untouched = outlined(len(x), padded(len(raw)))
-    more: dict[str, int | NDArray[np.float32]] = {}
-    if bias is not None:
-        more["bias"] = np.zeros(padded(len(raw)), np.float32)
-        more["bias"][: len(raw)] = bias
-    if before is not None:
-        output[:, : len(raw)] = before
-        more["accumulate"] = 1
+    more = product_extras(output, len(raw), bias, before)
     inputs = x if type_name in FLOAT_TYPES else kernels.quantize(x, fine)
     used = x.astype(np.float64)[:, None] if isinstance(inputs, np.ndarray) else inputs.values
     record = matmul_record(matrix, inputs, output, **more)

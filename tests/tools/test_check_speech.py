@@ -53,6 +53,17 @@ def test_the_encoder_is_compared_with_the_reference(kind: str, least: float, mos
     assert least <= figures.mean <= figures.largest <= most < figures.values
 
 
+def test_what_is_no_number_is_told_of(tmp_path: Path) -> None:
+    """In whichever window it is."""
+    weights = tiny_whisper.tensors()
+    weights["encoder.ln_post.bias"][3] = np.nan
+    tiny_whisper.write_ctranslate2(tmp_path, weights)
+    path = convert_whisper(tmp_path, tmp_path / "model.gguf", ConvertSettings("f32")).path
+    figures = check_encoder([np.ones(9, np.float32), np.ones(8, np.float32)], str(path))
+    assert np.isnan(figures.largest)
+    assert figures.beyond == 2 * tiny_whisper.SOURCE
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[]", b'{"file": 1}', b"text\n"])
 def test_texts_that_are_none_are_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"

@@ -23,7 +23,7 @@ def log_mel_spectrogram(samples, n_mels, padding):
     assert padding == (N_SAMPLES if len(samples) < N_SAMPLES else 0)
     frames = int(os.environ.get("PEER_FRAMES", 3000))
     exact = log_mel_reference(samples[: 160 * frames], n_mels, frames).T
-    exact[-1, 7] += 0.01 * (n_mels == 128)
+    exact[-1, 7] += (np.nan if len(samples) == 1 and "PEER_NAN" in os.environ else 0.01) * (n_mels == 128)
     return exact.astype(np.float32)
 """
 
@@ -47,6 +47,12 @@ def test_windows_are_compared_one_by_one() -> None:
     assert figures.largest_of_128 == pytest.approx(0.01, abs=1e-4)
 
 
+def test_what_is_no_number_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEER_NAN", "1")
+    figures = check_mel([np.ones(count, np.float32) for count in (2, 1, 3)], sys.executable)
+    assert np.isnan(figures.largest_of_128)
+
+
 def test_what_is_wrong_with_the_peer_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sounds = [np.ones(400, np.float32)]
     monkeypatch.setenv("PEER_FRAMES", "2999")
@@ -55,6 +61,11 @@ def test_what_is_wrong_with_the_peer_is_said(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "whisper" / "audio.py").unlink()
     with pytest.raises(EdgeLLMError, match="openai-whisper failed: ModuleNotFoundError"):
         check_mel(sounds, sys.executable)
+    (tmp_path / "whisper" / "audio.py").write_text("import os\nos._exit(0)\n")
+    with pytest.raises(EdgeLLMError, match="gave cannot be read"):
+        check_mel(sounds, sys.executable)
+    with pytest.raises(EdgeLLMError, match="hold no sound"):
+        check_mel([np.zeros(0, np.float32)], sys.executable)
     with pytest.raises(EdgeLLMError, match="cannot be run"):
         check_mel(sounds, str(tmp_path / "no-python"))
 
