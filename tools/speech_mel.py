@@ -71,18 +71,17 @@ def peer_spectrograms(python: str, sounds: Mapping[str, Samples]) -> dict[str, S
     Raises:
         EdgeLLMError: it failed, or gave something else.
     """
-    script = Path(__file__).with_name("speech_mel_peer.py")
-    content: dict[str, Any] = dict(sounds)
     with tempfile.TemporaryDirectory() as folder:
         sent, answer = Path(folder, "sounds.npz"), Path(folder, "results.npz")
-        np.savez(sent, **content)
+        content: dict[str, Any] = dict(sounds)
         try:
-            result = subprocess.run([python, str(script), sent, answer], capture_output=True, text=True, check=False)
+            np.savez(sent, **content)
         except OSError as error:
-            raise EdgeLLMError(f"{python} cannot be run: {error.strerror}", "name an interpreter") from error
-        if result.returncode:
-            said = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
-            raise EdgeLLMError(f"openai-whisper failed: {said[-1]}")
+            raise EdgeLLMError(
+                f"the sounds cannot be given to the peer: {error.strerror}",
+                f"make room in {tempfile.gettempdir()} or set TMPDIR",
+            ) from error
+        _run_peer(python, sent, answer)
         try:
             with np.load(answer, allow_pickle=False) as results:
                 spectrograms = {name: results[name] for name in results.files}
@@ -93,3 +92,14 @@ def peer_spectrograms(python: str, sounds: Mapping[str, Samples]) -> dict[str, S
             if spectrograms.get(f"{name}-{bands}", np.zeros(0)).shape != (bands, FRAMES):
                 raise EdgeLLMError(f"openai-whisper gave no spectrogram of {bands} bands and {FRAMES} frames")
     return spectrograms
+
+
+def _run_peer(python: str, sent: Path, answer: Path) -> None:
+    script = Path(__file__).with_name("speech_mel_peer.py")
+    try:
+        result = subprocess.run([python, str(script), sent, answer], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise EdgeLLMError(f"{python} cannot be run: {error.strerror}", "name an interpreter") from error
+    if result.returncode:
+        said = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
+        raise EdgeLLMError(f"openai-whisper failed: {said[-1]}")
